@@ -1,0 +1,1 @@
+"""The restoration app: a thin page over `fewstep.restoration`."""
