@@ -1,0 +1,1 @@
+"""What the verbs of the packages share: options, files, progress, the doctor."""
