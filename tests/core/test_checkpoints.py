@@ -272,3 +272,10 @@ def test_config_survives_json():
     assert config_from_dict(NetConfig, {}) == NetConfig()
     with pytest.raises(TypeError, match="instance of a dataclass"):
         config_to_dict(NetConfig)
+
+
+def test_a_checkpoint_may_be_read_by_those_whom_the_umask_lets(tmp_path):
+    (tmp_path / "plain").touch()
+    Net(NetConfig()).save_pretrained(tmp_path / "model")
+    usual = (tmp_path / "plain").stat().st_mode
+    assert {file.stat().st_mode for file in (tmp_path / "model").iterdir()} == {usual}

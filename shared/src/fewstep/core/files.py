@@ -31,7 +31,12 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(target)
     temporary = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(4)}.part{target.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        temporary.unlink()
         yield temporary
+        # Some writers make files that only their owner may read, whatever the umask says.
+        temporary.chmod(mode)
         _flush_to_disk(temporary)
         os.replace(temporary, target)
     except BaseException:
