@@ -1,3 +1,3 @@
-"""Tests; the run-time type checker is imported here because the jaxtyping hook looks it up as an attribute."""
+"""Tests; the jaxtyping hook looks the run-time type checker up as an attribute, hence the import."""
 
 from tests import typecheck as typecheck
