@@ -1,0 +1,74 @@
+"""The choices of a restoration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# What a user asks for → the operating point of the model.
+MODES = {"faithful": "mean", "detailed": "sample"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a photograph is restored.
+
+    Args:
+        mode: "faithful" (the mean of what the truth may be: highest PSNR, soft where the input says nothing)
+            or "detailed" (one possible truth: sharp, with invented texture).
+        steps: network calls per sample; None for the mode's own.
+        samples: how many to draw, with the seeds seed, seed + 1, …
+        average: give their mean instead of each.
+        tile: side of a tile in input pixels, 0 for none, "auto" by size and memory.
+        tile_pad: input pixels around a tile that are restored with it; None for the network's reach.
+        seed: of the noise.
+        scale: enlargement; None for the model's own. Another one is made from it by antialiased bicubic.
+    """
+
+    mode: str = "faithful"
+    steps: int | None = None
+    samples: int = 1
+    average: bool = False
+    tile: int | str = "auto"
+    tile_pad: int | None = None
+    seed: int = 0
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode: expected {' or '.join(MODES)}, got {self.mode!r}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps: expected at least 1, got {self.steps}")
+        if not (self.tile == "auto" or (isinstance(self.tile, int) and (self.tile == 0 or self.tile >= 16))):
+            raise ValueError(f"tile: expected 'auto', 0 (no tiles) or at least 16 pixels, got {self.tile!r}")
+        if self.tile_pad is not None and self.tile_pad < 0:
+            raise ValueError(f"tile_pad: expected 0 or more pixels, got {self.tile_pad}")
+        if not 1 <= self.samples <= 1000:
+            raise ValueError(f"samples: expected 1 to 1000, got {self.samples}")
+        if self.scale is not None and not 0 < self.scale <= 64:
+            raise ValueError(f"scale: expected more than 0 and at most 64, got {self.scale}")
+
+    @property
+    def results(self) -> int:
+        """How many photographs are given back."""
+        return 1 if self.average else self.samples
+
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each sample."""
+        return tuple(range(self.seed, self.seed + self.samples))
+
+    def out_size(self, size: tuple[int, int], model_scale: int) -> tuple[int, int]:
+        """Say how large a result will be.
+
+        Args:
+            size: (height, width) of the photograph.
+            model_scale: enlargement of the model.
+
+        Returns:
+            (height, width), at least one pixel.
+
+        Example:
+            >>> Settings(scale=1.5).out_size((10, 11), model_scale=4)
+            (15, 16)
+        """
+        factor = model_scale if self.scale is None else self.scale
+        return max(1, round(factor * size[0])), max(1, round(factor * size[1]))
