@@ -25,8 +25,8 @@ def execute(plan, denoise, x, noise=(), prediction=X0, **options):
     return run(plan.folded(prediction), denoise, x, noise=GivenNoise(lambda like: next(draws)), **options)
 
 
-def naive(plan: Plan, predict, x: Tensor, y: Tensor, noise: list[Tensor]) -> Tensor:
-    """A folded plan, row by row, everything kept."""
+def naive(plan: Plan, predict, x: Tensor, y: Tensor, noise: list[Tensor]) -> list[Tensor]:
+    """The results of a folded plan, row by row, everything kept."""
     states, outs = [x], []
     heads = plan.prediction.heads if plan.prediction else 1
     if plan.rows[0].ask:
@@ -40,7 +40,7 @@ def naive(plan: Plan, predict, x: Tensor, y: Tensor, noise: list[Tensor]) -> Ten
         states.append(total)
         if row.ask:
             outs.append(predict(total, row.t))
-    return states[-1]
+    return [states[k] for k in plan.results]
 
 
 def random_plan(seed: int, heads: int, batch: int | None) -> Plan:
@@ -67,7 +67,8 @@ def random_plan(seed: int, heads: int, batch: int | None) -> Plan:
         asked += ask
         rows.append(Row(terms, t, ask, not auxiliary))
     prediction = predictions.get("residual+noise" if heads == 2 else "eps")
-    return Plan(tuple(rows), paths.RectifiedFlow(), prediction=prediction)
+    results = tuple(rng.sample(range(1, len(rows)), rng.randint(1, min(3, len(rows) - 1))))
+    return Plan(tuple(rows), paths.RectifiedFlow(), results=results, prediction=prediction)
 
 
 @pytest.mark.parametrize("batch", [None, 3])
@@ -88,8 +89,10 @@ def test_any_plan_equals_its_naive_evaluation(heads, batch):
         for watched in (None, lambda info: None):
             for grad in (False, True):
                 draws = iter(noise)
-                got = run(plan, predict, x, y, GivenNoise(lambda like, d=draws: next(d)), watched, grad)
-                assert (got - wanted).abs().max() < 1e-12 * (1 + wanted.abs().max()), (seed, watched, grad)
+                source = GivenNoise(lambda like, d=draws: next(d))
+                found = run_states(plan, predict, (x,), y, source, watched, grad)
+                for got, want in zip(found, wanted, strict=True):
+                    assert (got - want).abs().max() < 1e-12 * (1 + want.abs().max()), (seed, watched, grad)
 
 
 def test_given_tensors_are_never_written_to():

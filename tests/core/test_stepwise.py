@@ -1,6 +1,7 @@
 """Solvers whose steps depend on the data run behind the same call."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -64,6 +65,39 @@ def test_data_dependent_solver_runs_behind_the_same_call(path):
     assert (got - fine).abs().max() < 0.05
     assert [c[0] for c in counts] == list(range(1, len(counts) + 1))
     assert counts[-1][1] >= 2 * len(counts)
+
+
+@dataclass(frozen=True)
+class LoopedDDIM(StepwiseSolver):
+    """DDIM as a loop, to be compared with the plan."""
+
+    name = "looped"
+
+    def integrate(self, ask, path, grid, z, noise, on_step):
+        for t, s in pairwise(grid):
+            (at, _, st), (a, _, sigma) = path.coefficients(t), path.coefficients(s)
+            x0 = ask(z, t)
+            z = sigma / st * z + (a - sigma / st * at) * x0
+            if not on_step(z, s, x0):
+                break
+        return z
+
+
+@pytest.mark.parametrize("stop", [2, 9])
+def test_it_lives_in_the_frame_without_y(stop):
+    """On a path with y, also where the grid or the caller ends the run at b != 0."""
+    path, y, x = paths.OUVE(), start_noise(seed=1), start_noise()
+    grid = (1.0, 0.8, 0.6, 0.4)
+    states = [], []
+    options = [
+        {"solver": solver, "on_step": lambda info, seen=seen: seen.append(info.x.clone()) or info.step < stop}
+        for solver, seen in zip((LoopedDDIM(), "ddim"), states, strict=True)
+    ]
+    looped, planned = (sample(MIXTURE.denoiser(path, y), path, grid=grid, x=x, y=y, **o) for o in options)
+    assert (looped - planned).abs().max() < 1e-12
+    assert len(states[0]) == len(states[1]) == min(stop, 3)
+    assert (torch.stack(states[0]) - torch.stack(states[1])).abs().max() < 1e-12
+    assert torch.equal(looped, states[0][-1])
 
 
 def test_it_stops_when_on_step_says_so():

@@ -288,3 +288,22 @@ def test_bad_devices_are_named():
         pick_dtype("int4", torch.device("cpu"))
     assert pick_dtype("auto", torch.device("cpu")) == torch.float32
     assert pick_dtype("bf16", torch.device("cpu")) == torch.bfloat16
+
+
+def test_a_solver_without_fresh_noise_gives_another_sample_from_the_same_start(tiny_model):
+    image = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    restorer = Restorer(tiny_model, device="cpu")
+    drawn, ode, again = (
+        restorer(image, mode="detailed", solver=solver, seed=2).pixels
+        for solver in ("ancestral", "ddim", "ddim")
+    )
+    assert np.array_equal(ode, again)
+    assert not np.array_equal(drawn, ode)
+    # One call has no step left in which they could differ.
+    first, second = (restorer(image, solver=solver, seed=2).pixels for solver in ("ancestral", "ddim"))
+    assert np.array_equal(first, second)
+
+
+def test_an_unknown_solver_is_refused_with_the_known_ones(tiny_model):
+    with pytest.raises(ValueError, match="ancestral, ddim, dpmpp-2m, dpmpp-3m, got 'magic'"):
+        Restorer(tiny_model, device="cpu")(np.zeros((8, 8, 3), np.uint8), solver="magic")

@@ -117,7 +117,11 @@ class _Asked:
         if hasattr(denoise, "predict"):
             bound: Any = denoise
             self.prediction = bound.prediction
-            if y is not None and bound.y is None and (path.uses_y or bound.prediction.needs_y):
+            if (
+                y is not None
+                and getattr(bound, "y", None) is None
+                and (path.uses_y or bound.prediction.needs_y)
+            ):
                 bound = bound.given(y=y)
             self.predict, self.x0 = bound.predict, bound
         elif dtype in (torch.float16, torch.bfloat16):

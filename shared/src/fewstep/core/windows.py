@@ -230,7 +230,8 @@ class _Canvas:
         """Hand out the rows before `stop`."""
         assert self.sums is not None
         band = Band(self.top, self.sums[:, :, : stop - self.top])
-        self.sums = self.sums[:, :, stop - self.top :]
+        # A copy, so that the rows handed out are freed as soon as their taker is done with them.
+        self.sums = self.sums[:, :, stop - self.top :].clone()
         self.top = stop
         return band
 

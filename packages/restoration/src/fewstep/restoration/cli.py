@@ -25,6 +25,7 @@ from fewstep.core.cli.options import (
 
 from .batch import Request, restore_files
 from .images import MAX_MEGAPIXELS
+from .methods.resshift import SOLVERS
 from .pipeline import Restorer
 from .settings import Settings
 from .train_command import train
@@ -90,6 +91,9 @@ def files(
     ] = "resshift-x4",
     method: Annotated[str, typer.Option("--method", help="Method: resshift.")] = "resshift",
     steps: Steps = None,
+    solver: Annotated[
+        str, typer.Option("--solver", help=f"Rule of the steps: {', '.join(SOLVERS)}.")
+    ] = SOLVERS[0],
     samples: Annotated[int, typer.Option("--samples", min=1, max=1000, help="Samples per photograph.")] = 1,
     average: Annotated[bool, typer.Option("--average", help="Write the mean of the samples.")] = False,
     tile: Annotated[
@@ -134,7 +138,7 @@ def files(
     if method not in METHODS:
         raise typer.BadParameter(f"{method!r} is not one of {', '.join(METHODS)}", param_hint="--method")
     try:
-        settings = Settings(mode, steps, samples, average, _tile(tile), tile_pad, seed, outscale)
+        settings = Settings(mode, steps, solver, samples, average, _tile(tile), tile_pad, seed, outscale)
         request = Request(
             inputs=(*(inputs or ()), *(more_inputs or ())),
             output=output,

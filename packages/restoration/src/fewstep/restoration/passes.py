@@ -97,6 +97,7 @@ class Passes:
         restored = self.model.restore(
             tiles,
             steps=self.settings.steps,
+            solver=self.settings.solver,
             mode=MODES[self.settings.mode],
             noise=noise,
             on_step=lambda info: self._count(len(places)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .methods.resshift import SOLVERS
+
 # What a user asks for → the operating point of the model.
 MODES = {"faithful": "mean", "detailed": "sample"}
 
@@ -16,6 +18,7 @@ class Settings:
         mode: "faithful" (the mean of what the truth may be: highest PSNR, soft where the input says nothing)
             or "detailed" (one possible truth: sharp, with invented texture).
         steps: network calls per sample; None for the mode's own.
+        solver: rule of the steps: "ancestral" draws as published, the others add no noise after the start.
         samples: how many to draw, with the seeds seed, seed + 1, …
         average: give their mean instead of each.
         tile: side of a tile in input pixels, 0 for none, "auto" by size and memory.
@@ -26,6 +29,7 @@ class Settings:
 
     mode: str = "faithful"
     steps: int | None = None
+    solver: str = "ancestral"
     samples: int = 1
     average: bool = False
     tile: int | str = "auto"
@@ -42,6 +46,8 @@ class Settings:
             raise ValueError(f"tile: expected 'auto', 0 (no tiles) or at least 16 pixels, got {self.tile!r}")
         if self.tile_pad is not None and self.tile_pad < 0:
             raise ValueError(f"tile_pad: expected 0 or more pixels, got {self.tile_pad}")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver: expected one of {', '.join(SOLVERS)}, got {self.solver!r}")
         if not 1 <= self.samples <= 1000:
             raise ValueError(f"samples: expected 1 to 1000, got {self.samples}")
         if self.scale is not None and not 0 < self.scale <= 64:

@@ -26,6 +26,7 @@ EXTENSIONS = {
 }
 _SIDE_LIMIT = {"JPEG": 65500, "WEBP": 16383, "PNG": 2**31 - 1, "TIFF": 2**31 - 1}
 _QUALITY = 95
+_OPTIMIZED = 2**26
 # A JPEG segment counts its length, which includes the two bytes of the count, in two bytes.
 _SEGMENT = 65533
 
@@ -147,7 +148,11 @@ def _encode_jpeg(picture: Picture, handle: Stream) -> None:
         pixels = _over_white(pixels)
     # Pillow would hold a second copy with four bytes a pixel; this encoder reads the rows where they are.
     packed = imagecodecs.jpeg8_encode(
-        pixels[:, :, 0] if pixels.shape[2] == 1 else pixels, level=_QUALITY, subsampling="444", optimize=True
+        pixels[:, :, 0] if pixels.shape[2] == 1 else pixels,
+        level=_QUALITY,
+        subsampling="444",
+        # Tables made for the picture save some per cent, but all its coefficients wait for them in memory.
+        optimize=pixels.size <= _OPTIMIZED,
     )
     handle.write(packed[:2])
     handle.write(_jfif(picture.dpi))

@@ -23,9 +23,11 @@ from ..nets.vq import VQModel
 from .padding import reflect_to_multiple
 from .resshift_config import PREDICTIONS, ResShiftConfig, check_name
 
-__all__ = ["MODES", "ResShift", "ResShiftConfig"]
+__all__ = ["MODES", "SOLVERS", "ResShift", "ResShiftConfig"]
 
 MODES = ("mean", "sample")
+# Rules that ask the network once a step; the first one is the published posterior.
+SOLVERS = ("ancestral", "ddim", "dpmpp-2m", "dpmpp-3m")
 BICUBIC_REACH = 2
 BUILDERS: dict[str, Callable[..., nn.Module]] = {"unet-swin": UNetModelSwin, "edsr": ConditionalEDSR}
 
@@ -171,6 +173,7 @@ class ResShift(nn.Module, Checkpoint):
         mask: Float[Tensor, "batch 1 h w"] | None = None,
         steps: int | None = None,
         respacing: str = "end-anchored",
+        solver: str = "ancestral",
         seed: int | Sequence[int] = 0,
         noise: Callable[[Tensor], Tensor] | None = None,
         on_step: OnStep | None = None,
@@ -192,6 +195,7 @@ class ResShift(nn.Module, Checkpoint):
                 as they were given.
             steps: noise levels visited in mode "sample"; all by default.
             respacing: which ones: "end-anchored" keeps first and last, "official" leaves out the noisiest.
+            solver: "ancestral", the published posterior; or a rule without fresh noise, one of `SOLVERS`.
             seed: image i draws from a generator seeded with seed + i; or one seed per image.
             noise: replaces the generators.
             on_step: called with a StepInfo of the state after each step; False stops.
@@ -201,9 +205,10 @@ class ResShift(nn.Module, Checkpoint):
             Images in [-1, 1], `scale` times as large as the input.
 
         Raises:
-            ValueError: an unknown mode or respacing, a mask where the network takes none or the reverse.
+            ValueError: an unknown mode, respacing or solver; a mask where none is taken, or the reverse.
         """
         calls = self.steps_of(mode, steps)
+        check_name("solver", solver, SOLVERS)
         height, width = lq.shape[-2:]
         multiple = self.config.padding
         extended = reflect_to_multiple(lq.to(torch.promote_types(lq.dtype, torch.float32)), multiple)
@@ -215,7 +220,7 @@ class ResShift(nn.Module, Checkpoint):
         times = [last, *range(last - 1, last - calls, -1), denoise.path.t_clean]
         z = sample(
             denoise if self.config.latent else Thresholded(denoise),
-            solver="ancestral",
+            solver=solver,
             grid=times,
             seed=seed,
             noise=noise,
