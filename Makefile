@@ -12,7 +12,7 @@ demo: $(STAMP)
 	$(BIN)/python -m tools.demo --output demo
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 	@echo "All tests passed. Next: make demo, then open demo/index.html; make docs builds the site into site/."
 
 test-slow: $(STAMP)
