@@ -75,7 +75,7 @@ def test_on_step_sees_state_estimate_and_counts():
 
     for prediction in ("x0", "eps", "v"):
         for solver in ("ddim", "dpmpp-3m", "heun", "ancestral"):
-            seen.clear(), asked.clear()
+            _ = seen.clear(), asked.clear()
             network = Asked(denoise, EDM, predictions.get(prediction))
             options: dict[str, Any] = {
                 "shape": SHAPE,

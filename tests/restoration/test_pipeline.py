@@ -9,7 +9,6 @@ from skimage import data
 from fewstep.core.noise import NoiseField
 from fewstep.restoration import Restorer
 from fewstep.restoration.canvas import canvas
-from fewstep.restoration.devices import pick_device, pick_dtype
 from fewstep.restoration.images import ImageError, Picture, read
 from fewstep.restoration.pipeline import as_picture
 from fewstep.restoration.resize import imresize_to
@@ -279,15 +278,6 @@ def test_values_survive_the_way_to_the_network_and_back():
 def test_bad_settings_are_named(restorer, options, words):
     with pytest.raises(ValueError, match=words):
         restorer(PHOTO, **options)
-
-
-def test_bad_devices_are_named():
-    with pytest.raises(ValueError, match=r"device.*'warp'"):
-        pick_device("warp")
-    with pytest.raises(ValueError, match=r"dtype.*'int4'"):
-        pick_dtype("int4", torch.device("cpu"))
-    assert pick_dtype("auto", torch.device("cpu")) == torch.float32
-    assert pick_dtype("bf16", torch.device("cpu")) == torch.bfloat16
 
 
 def test_a_solver_without_fresh_noise_gives_another_sample_from_the_same_start(tiny_model):

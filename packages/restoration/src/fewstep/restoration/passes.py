@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.core.devices import memory_budget
 from fewstep.core.noise import NoiseField
 
 from .canvas import canvas
-from .devices import memory_budget
 from .images import Picture
 from .methods.resshift import ResShift
 from .settings import MODES, Settings

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .devices import pick_device, pick_dtype
+from fewstep.core.devices import pick_device, pick_dtype
+
 from .images import Picture, from_array, from_pil, read, write
 from .methods.resshift import ResShift
 from .passes import OnProgress, Passes

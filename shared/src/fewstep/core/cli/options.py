@@ -12,8 +12,6 @@ import typer
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
 Inputs = Annotated[
     list[str],
     typer.Argument(
@@ -61,39 +59,28 @@ Extension = Annotated[
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that --device names; "auto" is the first CUDA device, then Apple's, then the CPU.
+    """The device that --device names, as `fewstep.core.devices.pick_device` chooses it.
 
     Raises:
         typer.BadParameter: there is no such device on this machine (exit code 2).
     """
-    import torch
+    from fewstep.core.devices import pick_device
 
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        have += ["mps"] if torch.backends.mps.is_available() else []
-        raise typer.BadParameter(
-            f"{name!r} cannot be used; there is {', '.join(have)}", param_hint="--device"
-        ) from error
-    if device.type == "meta":
-        raise typer.BadParameter("'meta' computes nothing", param_hint="--device")
-    return device
+        return pick_device(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from error
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision that --dtype names; "auto" is bfloat16 where a CUDA device computes in it, else float32.
+    """The precision that --dtype names, as `fewstep.core.devices.pick_dtype` chooses it.
 
     Raises:
         typer.BadParameter: it is not one of the precisions (exit code 2).
     """
-    import torch
+    from fewstep.core.devices import pick_dtype
 
-    if name not in DTYPES:
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(DTYPES)}", param_hint="--dtype")
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else "float32"
-    return getattr(torch, name)
+    try:
+        return pick_dtype(name, device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--dtype") from error

@@ -33,8 +33,15 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device: expected 'auto', 'cpu' or one that is here, got {name!r}") from error
+        raise ValueError(f"device: {name!r} cannot be used; there is {', '.join(_here())}") from error
+    if device.type == "meta":
+        raise ValueError("device: 'meta' computes nothing")
     return device
+
+
+def _here() -> list[str]:
+    have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    return [*have, "mps"] if torch.backends.mps.is_available() else have
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -56,12 +63,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if fast else torch.float32
     name = _SHORT.get(name, name)
     if name not in DTYPES:
-        raise ValueError(f"dtype: expected auto, {', '.join(DTYPES)}, got {name!r}")
+        raise ValueError(f"dtype: {name!r} is not one of auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
 def memory_budget(device: torch.device) -> float:
-    """How much memory windows may take: half of what is free on a CUDA device, a gigabyte elsewhere.
+    """Return how much memory windows may take: half of what is free on a CUDA device, a gigabyte elsewhere.
 
     Args:
         device: where the network runs.
