@@ -75,7 +75,8 @@ def test_on_step_sees_state_estimate_and_counts():
 
     for prediction in ("x0", "eps", "v"):
         for solver in ("ddim", "dpmpp-3m", "heun", "ancestral"):
-            _ = seen.clear(), asked.clear()
+            seen.clear()
+            asked.clear()
             network = Asked(denoise, EDM, predictions.get(prediction))
             options: dict[str, Any] = {
                 "shape": SHAPE,
