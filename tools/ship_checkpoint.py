@@ -30,8 +30,8 @@ DATA = (
 )
 LIMITS = (
     "Trained on clean reductions only: noise and compression of the input are enlarged with the rest. The "
-    "detailed mode invents texture and is not evidence of what was there. Figures are of the float32 weights, "
-    "in float32 on a CPU; the shipped float16 weights give the same to 0.01 dB."
+    "detailed mode invents texture and is not evidence of what was there. Figures are of the float32 "
+    "weights, in float32 on a CPU; the shipped float16 weights give the same to 0.01 dB."
 )
 
 
