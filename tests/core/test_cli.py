@@ -205,9 +205,14 @@ def test_ctrl_c_leaves_nothing_half_written(site, tmp_path):
     (tmp_path / "a.txt").write_text("one")
     command = [sys.executable, "-m", "fewstep.command", "copy", "a.txt", "-o", "out", "--pause", "60"]
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    # A job in the background is started with SIGINT ignored and passes that on; a command at a prompt is not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out/.a.*")):
         assert time.monotonic() < deadline
