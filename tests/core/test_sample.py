@@ -226,8 +226,8 @@ def test_gradients_only_on_request():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"solver": "dpm"}, ValueError, "solver must be one of ddim, euler, .*; not 'dpm'"),
-        ({"grid": "cosine"}, ValueError, "grid must be one of 'uniform', .*got 'cosine'"),
+        ({"solver": "dpm"}, ValueError, "solver must be one of .*ddim.*; not 'dpm'"),
+        ({"grid": "cosine"}, ValueError, "grid must be one of .*'uniform'.*got 'cosine'"),
         ({"grid": (1.0, 2.0)}, ValueError, "strictly decreasing"),
         ({"grid": (1.0,)}, ValueError, "at least"),
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),

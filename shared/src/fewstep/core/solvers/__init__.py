@@ -1,30 +1,25 @@
-"""Solvers: rules that turn a path and a grid into a plan."""
+"""Solvers: rules that turn a path and a grid into a plan. Each module lists its own in `SOLVERS`."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from fewstep.core.solvers.base import Level, Solver, StepwiseSolver, levels
+from fewstep.core.discovery import collect
+from fewstep.core.solvers.base import Level, Listed, Node, Solver, StepwiseSolver, levels
 from fewstep.core.solvers.dpmpp import DPMSolverPP
 from fewstep.core.solvers.exponential import phi
 from fewstep.core.solvers.first_order import FirstOrder, first_order_step
 from fewstep.core.solvers.heun import Heun
 
-_SOLVERS: dict[str, Callable[..., Solver]] = {
-    "ddim": FirstOrder,
-    "euler": FirstOrder,
-    "ancestral": partial(FirstOrder, eta=1.0),
-    "ddpm": partial(FirstOrder, eta=1.0),
-    "heun": Heun,
-    "dpmpp-1": partial(DPMSolverPP, order=1),
-    "dpmpp-2m": partial(DPMSolverPP, order=2),
-    "dpmpp-3m": partial(DPMSolverPP, order=3),
-}
+_SOLVERS: dict[str, Listed] = collect(__name__, __path__, "SOLVERS")
 
 
 def names() -> tuple[str, ...]:
     """The names that `get` knows."""
     return tuple(_SOLVERS)
+
+
+def listed() -> dict[str, Listed]:
+    """Everything that `get` knows: how it is made, paper, network calls, what it is good for."""
+    return dict(_SOLVERS)
 
 
 def get(name: str, **options: Any) -> Solver:
@@ -44,7 +39,7 @@ def get(name: str, **options: Any) -> Solver:
     """
     if name not in _SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(_SOLVERS)}; not {name!r}")
-    return _SOLVERS[name](**options)
+    return _SOLVERS[name].make(**options)
 
 
 __all__ = [
@@ -52,11 +47,14 @@ __all__ = [
     "FirstOrder",
     "Heun",
     "Level",
+    "Listed",
+    "Node",
     "Solver",
     "StepwiseSolver",
     "first_order_step",
     "get",
     "levels",
+    "listed",
     "names",
     "phi",
 ]

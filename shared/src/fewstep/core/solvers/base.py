@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fewstep.core.builder import Call
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
 
@@ -116,3 +117,26 @@ def levels(path: Path, grid: Sequence[float]) -> list[Level]:
                 f"grid asks the network at t = {level.t}, where sigma = 0; begin below it or above it"
             )
     return found
+
+
+class Listed(NamedTuple):
+    """One line of the table of solvers; a module of this package lists its own in `SOLVERS`.
+
+    Attributes:
+        make: the class, or a partial of it.
+        paper: authors and year, the name of the method.
+        calls: network calls in n steps.
+        shines: what it is good for, in one clause.
+    """
+
+    make: Callable[..., Solver]
+    paper: str
+    calls: str
+    shines: str
+
+
+class Node(NamedTuple):
+    """A remembered network call and the half log-SNR at which it was made."""
+
+    call: Call
+    half_log_snr: float

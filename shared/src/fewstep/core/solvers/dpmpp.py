@@ -4,21 +4,14 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
 
-from fewstep.core.builder import Call, PlanBuilder, Vector
+from fewstep.core.builder import PlanBuilder, Vector
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
-from fewstep.core.solvers.base import Level, Solver, levels
+from fewstep.core.solvers.base import Level, Listed, Node, Solver, levels
 from fewstep.core.solvers.exponential import phi
 from fewstep.core.solvers.first_order import first_order_step
-
-
-class Node(NamedTuple):
-    """A remembered network call and its half log-SNR."""
-
-    call: Call
-    half_log_snr: float
 
 
 @dataclass(frozen=True)
@@ -113,3 +106,22 @@ class DPMSolverPP(Solver):
         bend = (phi(2, -whole) * r0 + third) / (r0 + r1)
         d0, d1 = phi(2, -whole) + bend, -bend
         return [first + d0 / r0, -d0 / r0 + d1 / r1, -d1 / r1]
+
+
+SOLVERS = {
+    "dpmpp-1": Listed(
+        partial(DPMSolverPP, order=1), "Lu et al. 2022, DPM-Solver++", "n", "DDIM in data form"
+    ),
+    "dpmpp-2m": Listed(
+        partial(DPMSolverPP, order=2),
+        "Lu et al. 2022, DPM-Solver++(2M)",
+        "n",
+        "the safe default",
+    ),
+    "dpmpp-3m": Listed(
+        partial(DPMSolverPP, order=3),
+        "Lu et al. 2022, DPM-Solver++(3M)",
+        "n",
+        "unguided, 15 calls on",
+    ),
+}

@@ -1,6 +1,9 @@
 """The phi functions of exponential integrators."""
 
 import math
+from collections.abc import Sequence
+
+import numpy
 
 
 def phi(k: int, z: float) -> float:
@@ -31,3 +34,30 @@ def phi(k: int, z: float) -> float:
     for j in range(1, k):
         value = (value - 1.0 / math.factorial(j)) / z
     return value
+
+
+def lagrange_weights(nodes: Sequence[float], z: float) -> list[float]:
+    """w_j = int_0^1 e^{(1 − u)·z}·L_j(u) du, L_j the Lagrange polynomials of the nodes.
+
+    They solve sum_j w_j·r_j^k = k!·phi_{k+1}(z) for k = 0 … q − 1, and integrate polynomials
+    of degree below q exactly. A step of length h in lam = log(a/sigma) is
+
+        data form   z_s = sigma_s/sigma_t·z_t + a_s·h·sum_j w_j·x0_j,      z = −h,
+        noise form  z_s = a_s/a_t·z_t − sigma_s·h·sum_j w_j·eps_j,         z = +h.
+
+    Args:
+        nodes: r_j = (lam_j − lam_t)/h, distinct: 0 the newest, older ones negative, 1 the end of the step.
+        z: exponent over the whole step.
+
+    Returns:
+        The weights, in the order of the nodes.
+
+    Example:
+        >>> [round(w, 6) for w in lagrange_weights([0.0, -1.0], 0.0)]
+        [1.5, -0.5]
+
+    Reference: Hochbruck and Ostermann 2010, section 2.5; Zhao et al. 2023 (UniPC), appendix A.
+    """
+    count = len(nodes)
+    moments = [math.factorial(k) * phi(k + 1, z) for k in range(count)]
+    return numpy.linalg.solve(numpy.vander(nodes, count, increasing=True).T, moments).tolist()

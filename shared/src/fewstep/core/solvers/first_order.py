@@ -4,11 +4,12 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fewstep.core.builder import Call, PlanBuilder, Vector
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
-from fewstep.core.solvers.base import Level, Solver, levels
+from fewstep.core.solvers.base import Level, Listed, Solver, levels
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,11 @@ def first_order_step(
     """
     keep = math.sqrt(max(s.sigma**2 - delta**2, 0.0)) / t.sigma
     return build.step(s.t, {x: keep, call.d: s.a - keep * t.a}, noise=spread)
+
+
+SOLVERS = {
+    "ddim": Listed(FirstOrder, "Song et al. 2021, DDIM", "n", "robust at any budget"),
+    "euler": Listed(FirstOrder, "Euler's method in sigma/a", "n", "DDIM under its other name"),
+    "ancestral": Listed(partial(FirstOrder, eta=1.0), "Ho et al. 2020, ancestral", "n", "many steps"),
+    "ddpm": Listed(partial(FirstOrder, eta=1.0), "Ho et al. 2020, DDPM", "n", "many steps"),
+}

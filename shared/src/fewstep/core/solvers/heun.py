@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fewstep.core.builder import PlanBuilder, Vector
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
-from fewstep.core.solvers.base import Level, Solver, levels
+from fewstep.core.solvers.base import Level, Listed, Solver, levels
 from fewstep.core.solvers.first_order import first_order_step
 
 
@@ -84,3 +84,8 @@ class Heun(Solver):
             return x, t
         spread = self.noise_scale * math.sqrt(sigma**2 - (a * kappa) ** 2)
         return build.step(time, {x: a / t.a}, noise=spread, inner=True), Level(time, a, sigma)
+
+
+SOLVERS = {
+    "heun": Listed(Heun, "Karras et al. 2022, EDM", "2n − 1", "accurate from 30 calls on; churn adds noise"),
+}
