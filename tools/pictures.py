@@ -36,7 +36,7 @@ def plan(file: Path) -> None:
     choices = (
         (FirstOrder(), "uniform"),
         (Heun(), "karras"),
-        (DPMSolverPP(order=2), "logsnr"),
+        (DPMSolverPP(2), "logsnr"),
     )
     for ax, (solver, grid) in zip(axes, choices, strict=True):
         solver.compile(path, grids.get(grid)(path, 8)).plot(ax)
