@@ -55,7 +55,7 @@ def test_dpm_solver_official(case):
         path = paths.VP.from_betas(betas if case["schedule"] == "discrete_ddpm" else betas**2)
         times = [min(max(1000 * t - 1, 0.0), 999.0) for t in steps.tolist()]
     solver = DPMSolverPP(
-        order=case["order"],
+        solver_order=case["order"],
         correction="midpoint" if case["solver_type"] == "dpmsolver" else "taylor",
         variant="official",
         lower_order_below=10 if case["lower_order_final"] else 0,

@@ -29,7 +29,7 @@ def check_shape_and_ends(path, name, steps, times):
     assert all(s > t for s, t in pairwise(times))
     assert times[-1] == path.t_clean
     assert times[-2] >= path.t_min
-    if name not in ("leading", "ddim-quadratic"):
+    if name not in ("leading", "mrs-leading", "ddim-quadratic"):
         assert times[0] == path.t_max
     path.coefficients_at(times)  # inside the path
 

@@ -118,7 +118,7 @@ def test_prediction_is_that_of_the_published_code():
 
 def test_trajectory_is_that_of_the_published_code():
     times = torch.linspace(1.0, 0.001, 9, dtype=torch.float64).tolist()
-    solver = DPMSolverPP(order=2, lower_order_below=10)
+    solver = DPMSolverPP(2, lower_order_below=10)
     out = sample(golden_guided(), solver=solver, grid=times, x=GOLDEN["in.z"])
     assert torch.allclose(out, GOLDEN["cfg.sample.out.x"], rtol=0, atol=1e-9)
 

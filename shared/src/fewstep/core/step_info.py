@@ -15,7 +15,8 @@ class StepInfo:
         total: number of steps.
         t: time of `x`; one per sample with per-sample grids.
         nfe: network calls so far.
-        x: the state. It is overwritten by later steps: clone it to keep it.
+        x: the state. It is overwritten by later steps: clone it to keep it. What the caller writes into it is
+            where the sampler goes on from.
     """
 
     step: int

@@ -66,8 +66,12 @@ def run_stepwise(
         count += 1
         if on_step is None:
             return True
-        info = StepInfo(count, max(count, len(grid) - 1), t, calls, z + offset(t), lambda: x0)
-        stopped = on_step(info) is False
+        shift = offset(t)
+        state = z + shift
+        untouched = state._version if not state.is_inference() else None
+        stopped = on_step(StepInfo(count, max(count, len(grid) - 1), t, calls, state, lambda: x0)) is False
+        if state.is_inference() or state._version != untouched:  # the caller may edit the state in place
+            z.copy_(state - shift)
         if stopped:
             end = t
         return not stopped

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Sequence
 
-import numpy
-
 
 def phi(k: int, z: float) -> float:
     """phi_0(z) = e^z, phi_{k+1}(z) = (phi_k(z) − 1/k!)/z; so phi_k(0) = 1/k!.
@@ -59,5 +57,14 @@ def lagrange_weights(nodes: Sequence[float], z: float) -> list[float]:
     Reference: Hochbruck and Ostermann 2010, section 2.5; Zhao et al. 2023 (UniPC), appendix A.
     """
     count = len(nodes)
-    moments = [math.factorial(k) * phi(k + 1, z) for k in range(count)]
-    return numpy.linalg.solve(numpy.vander(nodes, count, increasing=True).T, moments).tolist()
+    weights = [math.factorial(k) * phi(k + 1, z) for k in range(count)]
+    # Björck and Pereyra's elimination of the Vandermonde system: for few nodes faster than a library call
+    for k in range(count - 1):
+        for j in range(count - 1, k, -1):
+            weights[j] -= nodes[k] * weights[j - 1]
+    for k in range(count - 2, -1, -1):
+        for j in range(k + 1, count):
+            weights[j] /= nodes[j] - nodes[j - k - 1]
+        for j in range(k, count - 1):
+            weights[j] -= weights[j + 1]
+    return weights

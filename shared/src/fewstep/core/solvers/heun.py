@@ -13,6 +13,47 @@ from fewstep.core.solvers.first_order import first_order_step
 
 
 @dataclass(frozen=True)
+class Churn:
+    """Going back to a higher noise level before a step, kappa·(1 + gamma), by adding noise.
+
+    Args:
+        strength: S_churn; gamma = min(strength/steps, √2 − 1).
+        low: smallest kappa = sigma/a at which it is done (S_min).
+        high: largest (S_max).
+        noise_scale: factor on the added noise (S_noise).
+
+    Raises:
+        ValueError: if strength or noise_scale is negative.
+
+    Reference: Karras et al. 2022 (EDM), algorithm 2.
+    """
+
+    strength: float = 0.0
+    low: float = 0.0
+    high: float = math.inf
+    noise_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.strength < 0.0 or self.noise_scale < 0.0:
+            raise ValueError(
+                f"churn and noise_scale must not be negative; they are {self.strength} and {self.noise_scale}"
+            )
+
+    def raised(self, build: PlanBuilder, x: Vector, t: Level, steps: int) -> tuple[Vector, Level]:
+        """The state at the higher level, and the level; both as they were where nothing is added."""
+        kappa = t.sigma / t.a if t.a else math.inf
+        if self.strength == 0.0 or not (self.low <= kappa <= self.high and math.isfinite(kappa)):
+            return x, t
+        higher = kappa * (1.0 + min(self.strength / steps, math.sqrt(2.0) - 1.0))
+        time = build.path.time_at(-math.log(higher))
+        a, _, sigma = build.path.coefficients(time)
+        if a == 0.0 or sigma / a <= kappa * (1 + 1e-9):  # the path ends here: nothing noisier to go back to
+            return x, t
+        spread = self.noise_scale * math.sqrt(sigma**2 - (a * kappa) ** 2)
+        return build.step(time, {x: a / t.a}, noise=spread, inner=True), Level(time, a, sigma)
+
+
+@dataclass(frozen=True)
 class Heun(Solver):
     """Trapezoidal rule for d(z/a)/d(kappa) = eps, kappa = sigma/a.
 
@@ -40,10 +81,10 @@ class Heun(Solver):
     noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.churn < 0.0 or self.noise_scale < 0.0:
-            raise ValueError(
-                f"churn and noise_scale must not be negative; they are {self.churn} and {self.noise_scale}"
-            )
+        self._churn()  # raises where an option is wrong
+
+    def _churn(self) -> Churn:
+        return Churn(self.churn, self.churn_min, self.churn_max, self.noise_scale)
 
     @property
     def name(self) -> str:
@@ -58,7 +99,7 @@ class Heun(Solver):
         build = PlanBuilder(path, self.name)
         x = build.start(points[0].t)
         for t, s in itertools.pairwise(points):
-            x, raised = self._add_noise(build, x, t, len(points) - 1)
+            x, raised = self._churn().raised(build, x, t, len(points) - 1)
             x = self._step(build, x, raised, s)
         return build.build()
 
@@ -71,19 +112,6 @@ class Heun(Solver):
         guess = build.step(s.t, {x: scale, first.e: change}, inner=True)
         second = build.ask(guess)
         return build.step(s.t, {x: scale, first.e: 0.5 * change, second.e: 0.5 * change})
-
-    def _add_noise(self, build: PlanBuilder, x: Vector, t: Level, steps: int) -> tuple[Vector, Level]:
-        kappa = t.sigma / t.a if t.a else math.inf
-        if self.churn == 0.0 or not (self.churn_min <= kappa <= self.churn_max and math.isfinite(kappa)):
-            return x, t
-        higher = kappa * (1.0 + min(self.churn / steps, math.sqrt(2.0) - 1.0))
-        time = build.path.time_at(-math.log(higher))
-        assert isinstance(time, float)
-        a, _, sigma = build.path.coefficients(time)
-        if a == 0.0 or sigma / a <= kappa * (1 + 1e-9):  # the path ends here: nothing noisier to go back to
-            return x, t
-        spread = self.noise_scale * math.sqrt(sigma**2 - (a * kappa) ** 2)
-        return build.step(time, {x: a / t.a}, noise=spread, inner=True), Level(time, a, sigma)
 
 
 SOLVERS = {
