@@ -15,18 +15,24 @@ MADE = {name: entry.make() for name, entry in solvers.listed().items()}
 PLANNED = [name for name, solver in MADE.items() if not isinstance(solver, StepwiseSolver)]
 DRAWS = {
     name for name in PLANNED if MADE[name].compile(paths.EDM(), kappa_grid(paths.EDM(), 5.0, 0.1, 12)).draws
-} | {"pc", "langevin"}
+} | {"pc", "langevin", "dmcmc"}
 BY_TOLERANCE = {"dpm-12", "dpm-23", "dpmpp-12", "dpmpp-23", "ode45"}
 
-# Rules that by their nature read more of a path than sigma/a, so that paths with the same noise levels differ.
+# The first (or last) step of order 1 shows only on fine grids: until then the order of the other steps does.
+SHOWS_LATE = {
+    "t-ab-2", "t-ab-3", "rho-ab-2", "rho-ab-3", "deis", "lms", "ipndm-3", "ipndm-4", "unipc-2", "ghvb",
+}  # fmt: skip
+
+# Rules that by their nature read more of a path than sigma/a, so that equal noise levels give other steps.
 READ_THE_CLOCK = {
     "t-ab-1", "t-ab-2", "t-ab-3", "deis",  # polynomials in t
-    "edm",  # its second stage lies at a fraction of the time
-    "reverse-diffusion", "euler-maruyama", "ir-sde", "ir-ode",  # increments of the SDE in t
+    "f-pndm", "fon", "edm",  # inner calls at a fraction of the time
+    "reverse-diffusion", "euler-maruyama", "pc", "ir-sde", "ir-ode",  # increments of the SDE in t
     "evodiff",  # mixes with t/t_max
     "ts-ddim", "ts-s-pndm", "ts-f-pndm",  # look a time up
     "langevin",  # its step follows alpha
-    "ode45",  # controls its error in the state's own scale
+    "bdia", "bdia-ddim",  # mix two states of different scale
+    "dpm-12", "dpm-23", "dpmpp-12", "dpmpp-23",  # control their error in the state's own scale
 }  # fmt: skip
 
 
@@ -44,7 +50,7 @@ def exact():
     def slope(state, u):
         return state - MIXTURE.x0(state, 1.0, math.exp(u))
 
-    state, u, steps = 5.0 * start_noise(), math.log(5.0), 800
+    state, u, steps = 5.0 * start_noise(), math.log(5.0), 2000
     h = (math.log(0.1) - u) / steps
     for _ in range(steps):
         k1 = slope(state, u)
@@ -57,10 +63,13 @@ def exact():
 
 @pytest.mark.parametrize("name", [n for n in MADE if n not in DRAWS | BY_TOLERANCE])
 def test_order_of_convergence(name, exact):
-    """The slope from 40 to 160 steps is within 0.15 of what the solver states."""
-    coarse, fine = (measured(MADE[name], paths.EDM(), steps, exact) for steps in (40, 160))
+    """The slope from 40 to 160 steps, or further on, is within 0.15 of what the solver states."""
+    # evodiff's published last step fits one end, sigma = 0.002, and converges nowhere else
+    solver = solvers.get(name, lower_order_final=False) if name == "evodiff" else MADE[name]
+    first = 640 if name in SHOWS_LATE else 40
+    coarse, fine = (measured(solver, paths.EDM(), steps, exact) for steps in (first, 4 * first))
     slope = math.log2(coarse / fine) / 2
-    assert abs(slope - MADE[name].order) < 0.15, (slope, coarse, fine)
+    assert abs(slope - solver.order) < 0.15, (slope, coarse, fine)
 
 
 @pytest.mark.parametrize("name", [n for n in MADE if n not in READ_THE_CLOCK])
