@@ -25,6 +25,7 @@ from fewstep.core.schedule import schedule
 Prepare = Callable[[], Callable[[], object]]
 
 STEPS = 20
+OURS = ("ddim", "dpmpp-2m", "dpmpp-3m", "dpm-3m", "lambda-ab-2", "ghvb", "unipc-2", "unipc-3")
 Shape = tuple[int, ...]
 SHAPES: tuple[Shape, ...] = ((1, 4, 64, 64), (4, 3, 256, 256))
 TARGETS: dict[Shape, float] = {SHAPES[0]: 10.0, SHAPES[1]: 200.0}  # microseconds a step
@@ -76,7 +77,7 @@ def ours(shape: Shape):
     for prediction, path in (("x0", paths.EDM()), ("eps", paths.VP.from_betas(_betas()))):
         grid = grids.karras(path, STEPS) if prediction == "x0" else grids.trailing(path, STEPS)
         network = Constant(path, prediction, out)
-        for solver in ("ddim", "dpmpp-2m", "dpmpp-3m"):
+        for solver in OURS:
             plan = solvers.get(solver).compile(path, grid).folded(network.prediction)
             yield f"fewstep {solver}, {prediction}", lambda p=plan, n=network: lambda: run(p, n.predict, x)
         yield (
@@ -132,7 +133,7 @@ def k_diffusion(shape: Shape):
 def compile_times(repeats: int) -> dict[str, float]:
     """Milliseconds to compile, fold and schedule 50 steps (least of many)."""
     found = {}
-    for solver in ("ddim", "dpmpp-2m", "dpmpp-3m", "heun"):
+    for solver in (*OURS, "heun"):
         parts = []
         for _ in range(max(10, repeats // 5)):
             path = paths.VP.linear()  # new, so that it remembers nothing
@@ -160,8 +161,9 @@ def report(results: list[Result], shape: Shape) -> None:
     for r in rows:
         ratio = ""
         if not r.name.startswith("fewstep"):
-            other = "3m" if "3" in r.name.split(",")[0] else "2m"
-            mine = f"fewstep dpmpp-{other}, {r.name.rsplit(' ', 1)[-1]}"
+            kind = "unipc-" if "UniPC" in r.name else "dpmpp-"
+            other = "3" if "3" in r.name.split(",")[0] else "2"
+            mine = f"fewstep {kind}{other}{'m' if kind == 'dpmpp-' else ''}, {r.name.rsplit(' ', 1)[-1]}"
             ratio = f"{r.cpu_min / base[mine]:.1f} x {mine.removeprefix('fewstep ')}"
         print(
             f"{r.name:34}{r.cpu_min:9.1f}{r.cpu_median:9.1f}{r.wall_min:10.1f}{r.wall_median:9.1f}   {ratio}"

@@ -125,7 +125,7 @@ def test_bad_classifiers_are_refused(log_prob, message):
 def test_a_path_and_a_callable_are_needed():
     with pytest.raises(ValueError, match="needs a denoiser that knows its path"):
         ClassifierGuided(lambda x, t: x, lambda x, t: x.sum(1))
-    with pytest.raises(TypeError, match="(?i)callable"):
+    with pytest.raises(TypeError, match=r"(?i)callable"):
         ClassifierGuided(as_denoiser(lambda x, t: x, paths.EDM()), 3)  # type: ignore[arg-type]
 
 

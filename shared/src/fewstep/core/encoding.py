@@ -12,7 +12,7 @@ from fewstep.core.inversion import ROUNDING_TOLERANCE, inverse_growth, is_two_st
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
 from fewstep.core.run import run_states
-from fewstep.core.sample import Grid, _Asked, _path, _times
+from fewstep.core.sample import Asked, Grid, path_of, times_of
 from fewstep.core.solvers import FirstOrder, Solver, StepwiseSolver
 from fewstep.core.step_info import OnStep
 
@@ -88,13 +88,13 @@ def encode(
 
     Reference: Song, Meng and Ermon 2021 (DDIM), section 4.3; Zhang, Lewis and Kleijn 2024 (BDIA), section 4.
     """
-    path = _path(denoise, path, solver)
+    path = path_of(denoise, path, solver)
     if not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, its dtype is {x.dtype}")
     method = solvers.get(solver) if isinstance(solver, str) else solver
     if isinstance(method, StepwiseSolver):
         raise ValueError(f"{method.name} has no inverse: its steps depend on the data")
-    plan = method.compile(path, _times(path, grid, steps))
+    plan = method.compile(path, times_of(path, grid, steps))
     backward = plan.inverse(iterations)
     growth = inverse_growth(plan) if is_two_state(plan) else 1.0
     state = x.to(_state_dtype(x.dtype, growth))
@@ -147,7 +147,7 @@ def _run(
     """Run the plan; the denoiser gets the state in the image's precision, float32 at least."""
     y = getattr(denoise, "y", None) if y is None else y
     asked_dtype = torch.promote_types(dtype, torch.float32)
-    ask = _Asked(denoise, plan.path, y if y is None else y.to(states[0].device, asked_dtype), dtype)
+    ask = Asked(denoise, plan.path, y if y is None else y.to(states[0].device, asked_dtype), dtype)
     y = y if y is None else y.to(states[0])
     folded = plan.folded(ask.prediction)
     return run_states(folded, lambda x, t: ask.predict(x.to(asked_dtype), t), states, y, on_step=on_step)

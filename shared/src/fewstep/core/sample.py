@@ -73,7 +73,7 @@ def sample(
         >>> sample(ball, paths.EDM(), "heun", steps=8, grid="karras", shape=(2, 3, 4, 4)).shape
         torch.Size([2, 3, 4, 4])
     """
-    path = _path(denoise, path, solver)
+    path = path_of(denoise, path, solver)
     y = getattr(denoise, "y", None) if y is None else y
     state_dtype, result_dtype, device = _kinds(x, y, dtype, device)
     x = None if x is None else x.to(device=device, dtype=state_dtype)
@@ -81,11 +81,11 @@ def sample(
     shape = _shape(x, y, shape)
     y = y if y is None else y.expand(shape)
     source = SampleNoise(seed, shape[0], device) if noise is None else GivenNoise(noise)
-    ask = _Asked(denoise, path, y, result_dtype)
+    ask = Asked(denoise, path, y, result_dtype)
     method = solvers.get(solver) if isinstance(solver, str) else solver
 
     if isinstance(method, StepwiseSolver):
-        times = _times(path, grid, steps)
+        times = times_of(path, grid, steps)
         x = _start(path, times[0], source, shape, y, state_dtype, device) if x is None else x
         return run_stepwise(method, ask.x0, path, times, x, y, source, on_step, grad).to(result_dtype)
 
@@ -105,7 +105,7 @@ def sample(
     return run(plan, ask.predict, x, y, source, on_step, grad).to(result_dtype)
 
 
-class _Asked:
+class Asked:
     """What the runner asks: the raw prediction of a denoiser, or x0 of any callable."""
 
     def __init__(
@@ -128,7 +128,8 @@ class _Asked:
             self.predict = self.x0 = lambda x, t: denoise(x.to(dtype), t)
 
 
-def _path(denoise: Callable[..., Tensor], path: Path | None, solver: object) -> Path:
+def path_of(denoise: Callable[..., Tensor], path: Path | None, solver: object) -> Path:
+    """The path of a run: the one given, the denoiser's or the plan's, which must agree."""
     if not callable(denoise):
         raise TypeError(
             f"denoise must be a Denoiser or a callable (x, t) -> x0, not {type(denoise).__name__}"
@@ -182,7 +183,7 @@ def _shape(x: Tensor | None, y: Tensor | None, shape: Sequence[int] | None) -> t
     return wanted
 
 
-def _times(path: Path, grid: Grid, steps: int) -> tuple[float, ...]:
+def times_of(path: Path, grid: Grid, steps: int) -> tuple[float, ...]:
     """The grid's times; an explicit sequence brings its own number of steps."""
     if isinstance(grid, str):
         return grids.get(grid)(path, steps)
@@ -193,7 +194,7 @@ def _times(path: Path, grid: Grid, steps: int) -> tuple[float, ...]:
 
 @lru_cache(maxsize=256)
 def _compiled(method: Solver, path: Path, grid: Grid, steps: int, prediction: Prediction) -> Plan:
-    return method.compile(path, _times(path, grid, steps)).folded(prediction)
+    return method.compile(path, times_of(path, grid, steps)).folded(prediction)
 
 
 @lru_cache(maxsize=256)

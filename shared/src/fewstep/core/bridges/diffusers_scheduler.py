@@ -39,9 +39,9 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
 
         pipeline.scheduler = FewstepScheduler.from_config(pipeline.scheduler.config, solver="unipc-3")
 
-    It understands the configurations of the VP, EDM and flow-matching schedulers (see `path_from_config`) and
-    compiles a plan in `set_timesteps`; `timesteps` has one entry per network call. A pipeline may change the
-    state between the steps (masks, callbacks) and may start in the middle (image to image).
+    It understands the configurations of the VP, EDM and flow-matching schedulers (see `path_from_config`).
+    `timesteps` has one entry per network call. A pipeline may change the state between the steps (masks,
+    callbacks) and may start in the middle (image to image).
 
     Args:
         num_train_timesteps: size N of the table.
@@ -70,8 +70,6 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
 
     Raises:
         ValueError: an option is unknown or not supported; the message names it.
-
-    Reference: the interface of diffusers' `SchedulerMixin`.
     """
 
     _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]  # noqa: RUF012 - diffusers' own field

@@ -46,7 +46,7 @@ class Momentum(Solver):
     Raises:
         ValueError: if an option is out of range.
 
-    Reference: Wizadwongsa et al. 2024 (Diffusion Sampling with Momentum), heavy ball and generalised heavy ball.
+    Reference: Wizadwongsa et al. 2024 (Diffusion Sampling with Momentum), heavy ball and its generalisation.
     """
 
     kind: str = "ghvb"
