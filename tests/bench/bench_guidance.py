@@ -128,9 +128,9 @@ def measure_inverse(bench: Bench) -> None:
 
     row("`RangeNull`, `ancestral`", range_null("ancestral", 20))
     row(
-        "mean of 8 of these",
+        "mean of 4 of these",
         lambda o, y, s: torch.stack(
-            [bench.sample(guidance.RangeNull(bench.free, o, y), "ancestral", seed=1000 * i) for i in range(8)]
+            [bench.sample(guidance.RangeNull(bench.free, o, y), "ancestral", seed=1000 * i) for i in range(4)]
         ).mean(0),
     )
     row("`RangeNull`, `dpmpp-2m`, 10 calls", range_null("dpmpp-2m", 10))

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.core import solvers
 from fewstep.core.paths import Path
+from fewstep.core.solvers import StepwiseSolver
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits, for long on a busy machine
 
@@ -84,3 +86,7 @@ def kappa_grid(path: Path, high: float, low: float, steps: int, clean: bool = Fa
     ratio = [high * (low / high) ** (i / steps) for i in range(steps + 1)]
     times = tuple(float(path.time_at(-math.log(kappa))) for kappa in ratio)
     return (*times, path.t_clean) if clean else times
+
+
+PLANNED = [name for name, entry in solvers.listed().items() if not isinstance(entry.make(), StepwiseSolver)]
+"""Names of the solvers whose scalars do not depend on the data."""

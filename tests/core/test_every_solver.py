@@ -4,15 +4,13 @@ import math
 
 import pytest
 import torch
-from tests.core.solver_problems import Asked, kappa_grid, smooth_mixture, start_noise
+from tests.core.solver_problems import PLANNED, Asked, kappa_grid, smooth_mixture, start_noise
 
 from fewstep.core import Plan, grids, paths, predictions, solvers
 from fewstep.core.sample import sample
-from fewstep.core.solvers import StepwiseSolver
 
 MIXTURE = smooth_mixture()
 MADE = {name: entry.make() for name, entry in solvers.listed().items()}
-PLANNED = [name for name, solver in MADE.items() if not isinstance(solver, StepwiseSolver)]
 DRAWS = {
     name for name in PLANNED if MADE[name].compile(paths.EDM(), kappa_grid(paths.EDM(), 5.0, 0.1, 12)).draws
 } | {"pc", "langevin", "dmcmc"}

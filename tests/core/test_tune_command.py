@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from fewstep.command import main
 from fewstep.core import paths
 from fewstep.core.cli import tune as command
 from fewstep.core.cli.data import read_samples
@@ -31,19 +30,37 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def fewstep(tmp_path, monkeypatch, capsys):
-    """Run `fewstep tune` in this process: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+SEVERAL = """
+import contextlib, io, json, sys
+from fewstep.command import main
 
-    def run(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main(["tune", *map(str, arguments)])
-        out = capsys.readouterr()
-        return ended.value.code, out.out, " ".join(out.err.replace("│", " ").split())
+results = []
+for arguments in json.load(sys.stdin):
+    out, err, code = io.StringIO(), io.StringIO(), None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(["tune", *arguments])
+        except SystemExit as ended:
+            code = ended.code
+    results.append([code, out.getvalue(), " ".join(err.getvalue().replace("│", " ").split())])
+json.dump(results, sys.stdout)
+"""
 
-    return run
+
+def fewstep(folder, *commands):
+    """Run several commands in one process, as each would be alone: (exit code, output, errors) of each."""
+    result = subprocess.run(
+        [sys.executable, "-c", SEVERAL],
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+        input=json.dumps([list(map(str, command)) for command in commands]),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 QUICK = ("--samples", 4, "--max-minutes", 0.05, "--device", "cpu")
@@ -67,12 +84,11 @@ def test_it_writes_the_plan_beside_the_checkpoint(model, tmp_path):
     assert load_plan(model, 3).nfe == 3
 
 
-def test_json_and_a_folder_of_ones_own(fewstep, model, tmp_path):
+def test_json_and_a_folder_of_ones_own(model, tmp_path):
     data = tmp_path / "data.npy"
     np.save(data, np.random.default_rng(0).normal(size=(12, *SHAPE)).astype(np.float32))
-    code, out, error = fewstep(
-        model, "--budget", 2, "--objective", "energy", "--data", data, "--json", "-o", "out", *QUICK
-    )
+    command = (model, "--budget", 2, "--objective", "energy", "--data", data, "--json", "-o", "out", *QUICK)
+    [(code, out, error)] = fewstep(tmp_path, command)
     assert code == 0, error
     report = json.loads(out)
     assert report["budget"] == 2
@@ -80,7 +96,7 @@ def test_json_and_a_folder_of_ones_own(fewstep, model, tmp_path):
     assert load_plan(tmp_path / "out", 2).nfe == 2
 
 
-def test_a_folder_that_cannot_be_written_is_left_alone(fewstep, model, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_left_alone(model, tmp_path, monkeypatch, capsys):
     """As a shipped checkpoint's may be; root may write everywhere, so the trial is made to fail."""
     tried = command._tried
 
@@ -90,31 +106,30 @@ def test_a_folder_that_cannot_be_written_is_left_alone(fewstep, model, tmp_path,
         return tried(folder)
 
     monkeypatch.setattr(command, "_tried", refuse)
-    code, _, error = fewstep(model, "--budget", 2, *QUICK)
-    assert code == 0
-    assert "cannot be written; the plan is in tiny-plans" in error
+    monkeypatch.chdir(tmp_path)
+    request = command.Request(str(model), 2, samples=4, max_minutes=0.05, device="cpu")
+    assert command.run(request) == 0
+    assert "cannot be written; the plan is in tiny-plans" in capsys.readouterr().err
     assert load_plan(tmp_path / "tiny-plans", 2).nfe == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (("no-such-model",), 2, "there is no checkpoint 'no-such-model'"),
-        (("MODEL", "--budget", "0"), 2, "--budget"),
-        (("MODEL", "--objective", "fid"), 2, "'fid' is not one of reference, energy"),
-        (("MODEL", "--objective", "energy"), 2, "energy needs --data"),
-        (("MODEL", "--data", "x.npy"), 2, "compares with no data"),
-        (("MODEL", "--objective", "energy", "--data", "x.npy"), 1, "x.npy does not exist"),
-        (("MODEL", "--device", "tpu"), 2, "--device"),
-        (("MODEL", "-o", "/dev/null/plans"), 2, "plans cannot be written there"),
-        ((), 2, "Missing argument 'MODEL'"),
-    ],
-)
-def test_bad_input_gives_a_sentence(fewstep, model, arguments, code, message):
-    got, _, error = fewstep(*(model if one == "MODEL" else one for one in arguments), "--samples", "2")
-    assert got == code, error
-    assert message in error
-    assert "Traceback" not in error
+def test_bad_input_gives_a_sentence(model, tmp_path):
+    cases = {
+        ("no-such-model",): (2, "there is no checkpoint 'no-such-model'"),
+        (model, "--budget", "0"): (2, "--budget"),
+        (model, "--objective", "fid"): (2, "'fid' is not one of reference, energy"),
+        (model, "--objective", "energy"): (2, "energy needs --data"),
+        (model, "--data", "x.npy"): (2, "compares with no data"),
+        (model, "--objective", "energy", "--data", "x.npy"): (1, "x.npy does not exist"),
+        (model, "--device", "tpu"): (2, "--device"),
+        (model, "-o", "/dev/null/plans"): (2, "plans cannot be written there"),
+        (): (2, "Missing argument 'MODEL'"),
+    }
+    results = fewstep(tmp_path, *cases)
+    for (wanted, message), (code, _, error) in zip(cases.values(), results, strict=True):
+        assert code == wanted, error
+        assert message in error
+        assert "Traceback" not in error
 
 
 def test_help_does_not_import_torch():

@@ -55,8 +55,9 @@ def untuned_plans(
 
     Example:
         >>> from fewstep.core import paths
-        >>> [found.plan.nfe for found in untuned_plans(paths.EDM(), 6, ["ddim", "heun"], ["karras"])]
-        [6, 6, 5, 6]
+        >>> found = untuned_plans(paths.EDM(), 6, ["ddim", "heun"], ["karras"])
+        >>> [(one.solver, one.grid, one.plan.nfe) for one in found[:2]]
+        [('ddim', 'karras', 6), ('heun', 'karras', 5)]
     """
     chosen = tuple(grids.names() if grid_names is None else grid_names)
     ordered = sorted(chosen, key=lambda name: (name not in FIRST_GRIDS, chosen.index(name)))
