@@ -179,7 +179,7 @@ def _terms(
     low = choice.derivatives == "low" and 1.0 not in r  # a corrector interpolates
     terms = {base: s.a / start.a * math.exp(-linear * h)}
     for node, r_j, w in zip(nodes, r, _low_weights(r, z) if low else lagrange_weights(r, z), strict=True):
-        whole = -s.a * h * w 
+        whole = -s.a * h * w * math.exp(growth * h * (1.0 - r_j))
         terms[node.call.d] = -linear * whole
         terms[node.call.e] = (1.0 - linear) * math.exp(-node.half_log_snr) * whole
     return terms
