@@ -16,6 +16,7 @@ from tests.core.goldens import Golden
 
 SMALL = TuneSettings(
     samples=24,
+    statistic="geometric",
     evolution=Evolution(
         generations=25,
         population=40,

@@ -246,7 +246,7 @@ POINT = Mixture(torch.zeros(1, 48).double(), torch.ones(1).double(), torch.ones(
         (lambda: TuneSettings(batch=0), "batch must be at least 1, not 0"),
         (lambda: TuneSettings(max_minutes=0.0), "max_minutes must be above 0"),
         (lambda: TuneSettings(reference_steps=2), "reference_steps must be at least 8, not 2"),
-        (lambda: ReferenceDistance(Starts(gm, EDM, GM.z[:2]), "worst"), "statistic must be one of geometric"),
+        (lambda: ReferenceDistance(Starts(gm, EDM, GM.z[:2]), "worst"), "statistic must be one of mean"),
         (lambda: quick(settings=TuneSettings(solvers=("none",))), "solver must be one of"),
         (lambda: DataDistance(Starts(gm, EDM, GM.z), torch.zeros(3, 1)), r"of shape \(3, 4, 4\), not \(1,\)"),
     ],

@@ -78,7 +78,7 @@ def test_it_writes_the_plan_beside_the_checkpoint(model, tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert "geometric RMSE to the reference" in result.stdout
+    assert "mean RMSE to the reference" in result.stdout
     assert str(model / "plan-3.json") in result.stdout
     assert "the same command goes on" in result.stderr
     assert load_plan(model, 3).nfe == 3

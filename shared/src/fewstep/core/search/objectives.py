@@ -17,9 +17,9 @@ from fewstep.core.search.boss import fine_grid
 from fewstep.core.solvers.unified import StepChoice, UnifiedSolver
 
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda errors: errors.mean(),
     "geometric": lambda errors: errors.clamp_min(1e-12).log().mean().exp(),
     "median": lambda errors: errors.median(),
-    "mean": lambda errors: errors.mean(),
 }
 """How the errors of many samples become one number."""
 
@@ -99,15 +99,15 @@ class ReferenceDistance:
 
     Args:
         starts: what plans are compared on.
-        statistic: a name of STATISTICS. The geometric mean neither forgets the bad half of the samples, as
-            the median does, nor looks at the few worst ones only, as the mean does.
+        statistic: a name of STATISTICS. A search by the median forgets the bad half of the samples; one by
+            the mean looks at the worst ones most, one by the geometric mean at all alike.
         steps: of the reference.
 
     Raises:
         ValueError: for an unknown statistic.
     """
 
-    def __init__(self, starts: Starts, statistic: str = "geometric", steps: int = 128) -> None:
+    def __init__(self, starts: Starts, statistic: str = "mean", steps: int = 128) -> None:
         if statistic not in STATISTICS:
             raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}, not {statistic!r}")
         self.starts, self.statistic = starts, statistic

@@ -58,7 +58,7 @@ class TuneSettings:
     """
 
     samples: int = 256
-    statistic: str = "geometric"
+    statistic: str = "mean"
     reference_steps: int = 128
     batch: int | None = None
     max_minutes: float | None = None
