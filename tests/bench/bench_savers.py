@@ -3,8 +3,8 @@
     python -m tests.bench.bench_savers routing --steps 1500 [--plain]
     python -m tests.bench.bench_savers quantised
 
-`routing` trains the digits network anew, with Denoising Task Routing or (--plain) without, and prints the loss
-on the 300 pictures that it never saw. `quantised` rounds the shipped network's weights to few bits and
+`routing` trains the digits network anew, with Denoising Task Routing or (--plain) without, and prints the
+loss on the 300 pictures that it never saw. `quantised` rounds the shipped network's weights to few bits and
 calibrates Q-Sched's factors on half of the noises; the error is the root mean square distance to the full
 network's own trajectory in 60 steps of a fourth-order method, on the other half.
 """

@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from fewstep.core import Guided, paths, sample
+from fewstep.core import Guided, paths, sample, solvers
 from fewstep.core.checkpoints import CheckpointError, shipped
 from fewstep.core.models import DiffusionModel, DiffusionModelConfig
 from fewstep.core.nets import DiT, DiTConfig
@@ -92,6 +92,34 @@ def test_checkpoint_round_trip(tmp_path):
     assert again.shape == (2, 4, 6)
     x, t, label = inputs()
     assert torch.equal(again(x.float(), t.float(), label), model.eval()(x.float(), t.float(), label))
+
+
+def test_a_tuned_plan_lies_beside_the_checkpoint(tmp_path):
+    model = DiffusionModel.with_network(CONFIG, paths.EDM(), "edm", labels=("a", "b", "c"))
+    assert model.tuned_plan(3) is None
+    model.save_pretrained(tmp_path)
+    plan = solvers.get("ddim").compile(paths.EDM(), (80.0, 3.0, 0.5, 0.0))
+    (tmp_path / "plan-3.json").write_text(plan.to_json())
+    again = DiffusionModel.from_pretrained(tmp_path)
+    assert again.tuned_plan(3) == plan
+    assert again.tuned_plan(4) is None
+
+
+def test_shipped_tuned_plans_are_nearer_to_the_exact_trajectory_than_the_default():
+    model = DiffusionModel.from_pretrained("digits")
+    start = 80.0 * torch.randn(64, *model.shape, generator=torch.Generator().manual_seed(11))
+    exact = sample(model.denoiser(), solver="rho-rk4", steps=40, grid="karras", x=start)
+
+    def error(solver, steps=5):
+        return float(
+            (sample(model.denoiser(), solver=solver, steps=steps, grid="karras", x=start) - exact).std()
+        )
+
+    for calls in (5, 8, 10):
+        plan = model.tuned_plan(calls)
+        assert plan is not None
+        assert plan.nfe == calls
+        assert error(plan) < 0.5 * error("dpmpp-2m", calls)
 
 
 @pytest.mark.parametrize(

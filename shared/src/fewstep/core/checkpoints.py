@@ -118,11 +118,15 @@ class Checkpoint(PyTorchModelHubMixin):
             def __init__(self, config: RestorerConfig) -> None: ...
 
     `push_to_hub` is huggingface_hub's.
+
+    Attributes:
+        folder: that the checkpoint was loaded from; None for a new network.
     """
 
     config_class: ClassVar[type]
     package: ClassVar[str | None] = None
     config: Any
+    folder: Path | None = None
     _stored_dtype: torch.dtype | None = None
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -186,6 +190,7 @@ class Checkpoint(PyTorchModelHubMixin):
         model = cls(config=cls._read_config(folder / CONFIG))  # type: ignore[call-arg]
         load_into(_as_module(model), load_state_dict_file(folder / WEIGHTS), str(folder))
         _as_module(model).eval()
+        model.folder = folder
         return model
 
     @classmethod

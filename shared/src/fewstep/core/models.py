@@ -13,6 +13,8 @@ from fewstep.core.configs import config_from_dict
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.nets import DiT, DiTConfig
 from fewstep.core.paths import Path
+from fewstep.core.plan import Plan
+from fewstep.core.search import load_plan, saved_budgets
 
 NETWORKS: dict[str, tuple[type[nn.Module], type]] = {"dit": (DiT, DiTConfig)}
 
@@ -61,6 +63,8 @@ class DiffusionModel(nn.Module, Checkpoint):
         >>> model = DiffusionModel.from_pretrained("digits")
         >>> sample(model.denoiser(label=7), steps=6, shape=(2, *model.shape)).shape
         torch.Size([2, 1, 8, 8])
+        >>> model.tuned_plan(5).nfe  # searched by `fewstep tune`, for sample(..., solver=model.tuned_plan(5))
+        5
     """
 
     config_class = DiffusionModelConfig
@@ -108,6 +112,12 @@ class DiffusionModel(nn.Module, Checkpoint):
         """
         denoise = Denoiser(self.net, self.path, self.config.prediction, **options)
         return denoise if label is None else denoise.given(label=self._labels(label))
+
+    def tuned_plan(self, calls: int) -> Plan | None:
+        """The plan that `fewstep tune` left beside the checkpoint for so many network calls, or None."""
+        if self.folder is None or calls not in saved_budgets(self.folder):
+            return None
+        return load_plan(self.folder, calls)
 
     def forward(
         self,
