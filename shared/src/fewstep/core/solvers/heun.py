@@ -115,5 +115,5 @@ class Heun(Solver):
 
 
 SOLVERS = {
-    "heun": Listed(Heun, "Karras et al. 2022, EDM", "2n − 1", "accurate from 30 calls on; churn adds noise"),
+    "heun": Listed(Heun, "Karras et al. 2022, EDM", "2n − 1", "the EDM baseline; churn adds noise"),
 }

@@ -100,13 +100,13 @@ class RungeKutta(Solver):
 
 
 _SHINES = {
-    "midpoint2": "thirty calls and more",
-    "heun2": "thirty calls and more; EDM's Heun without churn",
-    "kutta3": "fifty calls and more",
-    "ralston3": "fifty calls and more",
-    "heun3": "fifty calls and more",
-    "houwen3": "fifty calls and more, low storage",
-    "ssprk3": "fifty calls and more",
+    "midpoint2": "no history to keep",
+    "heun2": "EDM's Heun without churn",
+    "kutta3": "third order without a history",
+    "ralston3": "third order without a history",
+    "heun3": "third order without a history",
+    "houwen3": "third order, low storage",
+    "ssprk3": "third order without a history",
     "rk4": "reference solutions",
 }
 
