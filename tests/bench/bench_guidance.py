@@ -1,6 +1,6 @@
 """Guidance, inverse problems and compute savers on a trained network: the digits that the core ships.
 
-    python -m tests.bench.bench_guidance guidance | inverse | regions
+    python -m tests.bench.bench_guidance guidance | posterior | inverse | regions
     python -m tests.bench.bench_guidance exits --weights runs/exits.safetensors --minutes 8
 
 Distances are Fréchet distances of raw pixels to all 1,797 pictures (two halves of them: 0.29), accuracy is
@@ -20,7 +20,7 @@ from sklearn.svm import SVC
 from tools.train_digits import TRAINING_PICTURES, digits
 from torch import Tensor
 
-from fewstep.core import Denoiser, guidance, sample
+from fewstep.core import Denoiser, guidance, paths, sample
 from fewstep.core.models import DiffusionModel
 from fewstep.core.nets import DiT
 from fewstep.core.savers.early_exit import EarlyExit, exit_losses
@@ -96,6 +96,26 @@ def measure_guidance(bench: Bench) -> None:
     print("| | Fréchet distance | right label |\n| --- | --- | --- |")
     for name, denoise in rows.items():
         print(f"| {name} | {bench.quality(bench.sample(denoise))} |", flush=True)
+
+    print("\n| 10 steps of dpmpp-2m, scale 6 | Fréchet distance | right label |\n| --- | --- | --- |")
+    for name, interval in (("everywhere", None), ("interval (0.2, 2)", (0.2, 2.0))):
+        denoise = guidance.Guided(bench.denoise, 6.0, null, interval=interval)
+        print(f"| {name} | {bench.quality(bench.sample(denoise, 'dpmpp-2m', 10))} |", flush=True)
+
+
+def measure_posterior(bench: Bench) -> None:
+    """DDNM+ on unit normal data of which the mean of four values was seen: 0.8 with noise 0.25, so 0.64."""
+    path = paths.EDM()
+    operator, observed = guidance.AveragePool(2), torch.full((4096, 1, 1, 1), 0.8)
+
+    def normal(x: Tensor, t: float | Tensor) -> Tensor:
+        return x / (1 + torch.as_tensor(t, dtype=x.dtype).reshape(-1, 1, 1, 1) ** 2)
+
+    print("| | mean of the result |\n| --- | --- |")
+    for steps in (20, 100):
+        solver = guidance.NoisyRangeNull(operator, observed, 0.25)
+        x = sample(normal, path, solver, steps, "karras", shape=(4096, 1, 2, 2))
+        print(f"| DDNM+, {steps} steps | {float(x.mean()):.2f} |", flush=True)
 
 
 def measure_inverse(bench: Bench) -> None:
@@ -210,7 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("guidance", "inverse", "regions", "exits"))
+    parser.add_argument("part", choices=("guidance", "posterior", "inverse", "regions", "exits"))
     parser.add_argument("--weights", type=Path, default=Path("runs/exits.safetensors"))
     parser.add_argument("--minutes", type=float, default=8.0)
     arguments = parser.parse_args()
@@ -218,7 +238,12 @@ def main() -> None:
     if arguments.part == "exits":
         measure_exits(bench, arguments.weights, arguments.minutes)
         return
-    parts = {"guidance": measure_guidance, "inverse": measure_inverse, "regions": measure_regions}
+    parts = {
+        "guidance": measure_guidance,
+        "posterior": measure_posterior,
+        "inverse": measure_inverse,
+        "regions": measure_regions,
+    }
     parts[arguments.part](bench)
 
 
