@@ -1,7 +1,7 @@
 """What a tuned plan gains over every untuned one: `python -m tests.bench.bench_search gm`.
 
-`gm` is the closed-form problem GM-A on the EDM path, `digits` the shipped model. Every budget keeps its state
-in the output folder: an interrupted run goes on.
+`gm` is the closed-form problem GM-A on the EDM path, `digits` the shipped model; `boss` compares BOSS grids
+for DDIM with plain ones on GM-A. Every budget keeps its state in the output folder: an interrupted run goes on.
 """
 
 import argparse
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from fewstep.core import paths
+from fewstep.core import paths, sample
 from fewstep.core.models import DiffusionModel
-from fewstep.core.search import Evolution, Tuned, TuneSettings, tune
+from fewstep.core.search import Evolution, Tuned, TuneSettings, boss_times, tune
+from fewstep.core.search.objectives import rmse
 from tests.core.goldens import Golden
 
 SMALL = TuneSettings(
@@ -40,14 +41,39 @@ def tuned_plan(problem: str, budget: int, state: Path) -> Tuned:
     return tune(model.denoiser(), None, budget, shape=model.shape, settings=SMALL, state=state)
 
 
+def boss() -> None:
+    """Geometric mean over 128 start noises of DDIM's RMSE to 400 steps of a fourth-order method."""
+    mixture = Golden("gm_accuracy").mixture()
+    noise = torch.randn(256, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    print("| path | grid | 5 | 8 | 10 | 20 |\n" + "| --- " * 6 + "|")
+    for name, path in (("EDM", paths.EDM()), ("flow", paths.RectifiedFlow())):
+        denoise, scale = mixture.denoiser(path), path.coefficients(path.t_max)[2]
+        found, x = scale * noise[:128], scale * noise[128:]
+        exact = sample(denoise, path, "rho-rk4", 400, "karras", x=x)
+
+        def error(grid, budget: int, denoise=denoise, path=path, x=x, exact=exact) -> float:
+            end = sample(denoise, path, "ddim", budget, grid, x=x)
+            return rmse(end, exact).log().mean().exp().item()
+
+        for grid in ("boss", "karras", "logsnr", "uniform"):
+            cells = []
+            for budget in (5, 8, 10, 20):
+                times = boss_times(denoise, path, budget, found) if grid == "boss" else grid
+                cells.append(f"{error(times, budget):.3f}")
+            print(f"| {name} | {grid} | " + " | ".join(cells) + " |", flush=True)
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description="Tuned and untuned plans on fresh noise.")
-    parser.add_argument("problem", choices=("gm", "digits"))
+    parser.add_argument("problem", choices=("gm", "digits", "boss"))
     parser.add_argument("--budgets", type=int, nargs="+", default=[5, 8, 10])
     parser.add_argument("--output", type=Path, default=Path("runs/search"))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.problem == "boss":
+        boss()
+        return
     for budget in options.budgets:
         folder = options.output / options.problem
         with torch.inference_mode():
