@@ -140,3 +140,9 @@ class Node(NamedTuple):
 
     call: Call
     half_log_snr: float
+
+
+def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise ValueError unless `value` is one of the allowed ones."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}")

@@ -9,7 +9,7 @@ import numpy
 import torch
 
 from fewstep.core.paths import Path
-from fewstep.core.solvers.base import Level, Listed
+from fewstep.core.solvers.base import Level, Listed, check_choice
 from fewstep.core.solvers.exponential import lagrange_weights
 from fewstep.core.solvers.noise_multistep import NoiseMultistep, kappa
 
@@ -52,8 +52,7 @@ class DEIS(NoiseMultistep):
             raise ValueError(f"degree must be 0, 1, 2 or 3, not {self.degree}")
         if self.variable not in VARIABLES:
             raise ValueError(f"variable must be one of {', '.join(VARIABLES)}; not {self.variable!r}")
-        if self.quadrature not in ("exact", "official"):
-            raise ValueError(f"quadrature must be 'exact' or 'official', not {self.quadrature!r}")
+        check_choice("quadrature", self.quadrature, ("exact", "official"))
         if self.quadrature == "official" and self.variable == "lambda":
             raise ValueError("quadrature 'official' belongs to variable 't' or 'kappa', not 'lambda'")
 

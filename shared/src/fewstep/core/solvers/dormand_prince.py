@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from fewstep.core.solvers.base import check_choice
+
 Slope = Callable[[Float64[Tensor, " batch"], Float[Tensor, "batch n"]], Float[Tensor, "batch n"]]
 Watch = Callable[[Float64[Tensor, " batch"], Float[Tensor, "batch n"], Float[Tensor, "batch n"]], bool]
 
@@ -46,8 +48,7 @@ class Tolerance:
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
             if not 0.0 < value < float("inf"):
                 raise ValueError(f"{name} must be a finite number above 0, not {value}")
-        if self.norm not in ("sample", "batch"):
-            raise ValueError(f"norm must be 'sample' or 'batch', not {self.norm!r}")
+        check_choice("norm", self.norm, ("sample", "batch"))
 
     def size(self, error: Tensor, *states: Tensor) -> Float64[Tensor, " batch"]:
         """RMS of error/(atol + rtol·max|state|) for each sample."""

@@ -10,8 +10,8 @@ from typing import ClassVar
 from fewstep.core.builder import PlanBuilder
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
-from fewstep.core.solvers.base import Level, Listed, Node, Solver, levels
-from fewstep.core.solvers.dpm_step import CORRECTIONS, check_choice, denoise_to_zero, exponential_step
+from fewstep.core.solvers.base import Level, Listed, Node, Solver, check_choice, levels
+from fewstep.core.solvers.dpm_step import CORRECTIONS, denoise_to_zero, exponential_step
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fewstep.core.grids.base import SNR_FLOOR
 from fewstep.core.paths import Path
-from fewstep.core.solvers.base import Ask, Level, Listed, Report, StepwiseSolver, levels
+from fewstep.core.solvers.base import Ask, Level, Listed, Report, StepwiseSolver, check_choice, levels
 from fewstep.core.solvers.dpm_control import Controller, Integral
-from fewstep.core.solvers.dpm_step import CORRECTIONS, FORMS, check_choice, linear_step
+from fewstep.core.solvers.dpm_step import CORRECTIONS, FORMS, linear_step
 from fewstep.core.solvers.singlestep import level_at
 
 NORMS = ("sample", "batch", "batch-rms")

@@ -8,8 +8,8 @@ from functools import partial
 from fewstep.core.builder import PlanBuilder
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
-from fewstep.core.solvers.base import Level, Listed, Solver, levels
-from fewstep.core.solvers.dpm_step import CORRECTIONS, FORMS, check_choice, denoise_to_zero
+from fewstep.core.solvers.base import Level, Listed, Solver, check_choice, levels
+from fewstep.core.solvers.dpm_step import CORRECTIONS, FORMS, denoise_to_zero
 from fewstep.core.solvers.first_order import first_order_step
 from fewstep.core.solvers.singlestep import RATIOS, inner_levels, levels_at, single_step
 

@@ -13,12 +13,6 @@ FORMS = ("data", "noise")
 CORRECTIONS = ("midpoint", "taylor")
 
 
-def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise ValueError unless `value` is one of the allowed ones."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}")
-
-
 def moments(count: int, z: Any, rule: str, phi: Callable[[int, Any], Any] = phi) -> list[Any]:
     """What the weights w_j of values at r_j must give: sum_j w_j·r_j^k for k = 0 … count − 1.
 

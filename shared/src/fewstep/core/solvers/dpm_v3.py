@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.core.builder import Call, PlanBuilder, Vector
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
-from fewstep.core.solvers.base import Ask, Level, Listed, Report, Solver, StepwiseSolver, levels
+from fewstep.core.solvers.base import Ask, Level, Listed, Report, Solver, StepwiseSolver, check_choice, levels
 from fewstep.core.solvers.dpm_v3_tables import DegenerateTables, StatisticsTables, Tables, Update
 from fewstep.core.solvers.first_order import first_order_step
 from fewstep.core.statistics import ModelStatistics
@@ -70,8 +70,7 @@ class _Method:
             raise ValueError(f"solver_order must be 1, 2 or 3, not {self.solver_order}")
         if self.corrector not in ("all", "half", "none"):
             raise ValueError(f"corrector must be 'all', 'half' or 'none', not {self.corrector!r}")
-        if self.variant not in ("official", "exact"):
-            raise ValueError(f"variant must be 'official' or 'exact', not {self.variant!r}")
+        check_choice("variant", self.variant, ("official", "exact"))
 
     @property
     def name(self) -> str:

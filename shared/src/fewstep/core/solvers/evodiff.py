@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.paths import Path
-from fewstep.core.solvers.base import Ask, Listed, Report, StepwiseSolver, levels
+from fewstep.core.solvers.base import Ask, Listed, Report, StepwiseSolver, check_choice, levels
 
 _MANY_STEPS = 20  # the published weight of the last correction changes above it
 
@@ -49,8 +49,7 @@ class EVODiff(StepwiseSolver):
     order = 1
 
     def __post_init__(self) -> None:
-        if self.over not in ("channel", "sample"):
-            raise ValueError(f"over must be 'channel' or 'sample', not {self.over!r}")
+        check_choice("over", self.over, ("channel", "sample"))
 
     def integrate(
         self,

@@ -9,7 +9,7 @@ from functools import partial
 from fewstep.core.builder import Call, PlanBuilder, Vector
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
-from fewstep.core.solvers.base import Level, Listed, Solver, levels
+from fewstep.core.solvers.base import Level, Listed, Solver, check_choice, levels
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class FirstOrder(Solver):
     def __post_init__(self) -> None:
         if not (math.isfinite(self.eta) and self.eta >= 0.0):
             raise ValueError(f"eta must be at least 0, not {self.eta}")
-        if self.variance not in ("small", "large"):
-            raise ValueError(f"variance must be 'small' or 'large', not {self.variance!r}")
+        check_choice("variance", self.variance, ("small", "large"))
         if self.variance == "large" and self.eta != 1.0:
             raise ValueError(f"variance 'large' belongs to eta = 1, not {self.eta}")
 

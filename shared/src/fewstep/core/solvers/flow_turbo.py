@@ -9,7 +9,7 @@ from torch import Tensor
 from fewstep.core.builder import Call, PlanBuilder, Vector
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
-from fewstep.core.solvers.base import Ask, Level, Listed, Report, Solver, StepwiseSolver, levels
+from fewstep.core.solvers.base import Ask, Level, Listed, Report, Solver, StepwiseSolver, check_choice, levels
 from fewstep.core.solvers.first_order import first_order_step
 
 Refiner = Callable[[Tensor, float, Tensor], Tensor]
@@ -43,8 +43,7 @@ class FlowTurbo(Solver):
 
     def __post_init__(self) -> None:
         _check(self.n_heun, self.n_pseudo)
-        if self.last not in ("predict", "correct"):
-            raise ValueError(f"last must be 'predict' or 'correct', not {self.last!r}")
+        check_choice("last", self.last, ("predict", "correct"))
 
     @property
     def name(self) -> str:

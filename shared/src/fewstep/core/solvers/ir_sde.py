@@ -8,7 +8,7 @@ from functools import partial
 from fewstep.core.builder import PlanBuilder
 from fewstep.core.paths import MeanReverting, Path
 from fewstep.core.plan import Plan, Row, Term
-from fewstep.core.solvers.base import Listed, Solver, levels
+from fewstep.core.solvers.base import Listed, Solver, check_choice, levels
 from fewstep.core.solvers.score_sde import ScoreSDE, increment
 
 EQUATIONS = {
@@ -52,8 +52,7 @@ class IRSDE(Solver):
     def __post_init__(self) -> None:
         if self.equation not in EQUATIONS:
             raise ValueError(f"equation must be one of {', '.join(EQUATIONS)}; not {self.equation!r}")
-        if self.variant not in ("exact", "official"):
-            raise ValueError(f"variant must be 'exact' or 'official', not {self.variant!r}")
+        check_choice("variant", self.variant, ("exact", "official"))
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.paths import Path
-from fewstep.core.solvers.base import Ask, Level, Listed, Report, StepwiseSolver, levels
+from fewstep.core.solvers.base import Ask, Level, Listed, Report, StepwiseSolver, check_choice, levels
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,12 @@ class Corrector:
     norm: str = "sample"
 
     def __post_init__(self) -> None:
-        if self.rule not in ("snr", "annealed"):
-            raise ValueError(f"rule must be 'snr' or 'annealed', not {self.rule!r}")
+        check_choice("rule", self.rule, ("snr", "annealed"))
         if not 0.0 < self.snr < float("inf"):
             raise ValueError(f"snr must be a finite number above 0, not {self.snr}")
         if self.repeats < 0:
             raise ValueError(f"repeats must not be negative, it is {self.repeats}")
-        if self.norm not in ("sample", "batch"):
-            raise ValueError(f"norm must be 'sample' or 'batch', not {self.norm!r}")
+        check_choice("norm", self.norm, ("sample", "batch"))
 
     def correct(
         self, ask: Ask, z: Tensor, t: Level, alpha: float, noise: Callable[[Tensor], Tensor]

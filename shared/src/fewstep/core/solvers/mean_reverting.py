@@ -12,8 +12,8 @@ import torch
 from fewstep.core.builder import Call, PlanBuilder, Vector
 from fewstep.core.paths import MeanReverting, Path
 from fewstep.core.plan import Plan
-from fewstep.core.solvers.base import Level, Listed, Node, Solver, levels
-from fewstep.core.solvers.dpm_step import FORMS, check_choice, exponential_step, linear_step, sde_spread
+from fewstep.core.solvers.base import Level, Listed, Node, Solver, check_choice, levels
+from fewstep.core.solvers.dpm_step import FORMS, exponential_step, linear_step, sde_spread
 from fewstep.core.solvers.ir_sde import with_more_y
 
 

@@ -9,8 +9,8 @@ from functools import lru_cache, partial
 from fewstep.core.builder import PlanBuilder, Vector
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
-from fewstep.core.solvers.base import Level, Listed, Solver, levels
-from fewstep.core.solvers.dpm_step import FORMS, check_choice, value
+from fewstep.core.solvers.base import Level, Listed, Solver, check_choice, levels
+from fewstep.core.solvers.dpm_step import FORMS, value
 from fewstep.core.solvers.exponential import lagrange_weights
 from fewstep.core.solvers.first_order import first_order_step
 from fewstep.core.solvers.noise_multistep import check_clean_step

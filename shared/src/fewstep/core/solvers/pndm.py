@@ -9,7 +9,7 @@ from functools import partial
 from fewstep.core.builder import Call, PlanBuilder, Vector
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
-from fewstep.core.solvers.base import Level, Listed, Solver, levels
+from fewstep.core.solvers.base import Level, Listed, Solver, check_choice, levels
 from fewstep.core.solvers.first_order import first_order_step
 from fewstep.core.solvers.ipndm import equal_step_weights
 from fewstep.core.solvers.noise_multistep import check_clean_step, kappa, noise_step
@@ -179,8 +179,7 @@ class FON(Solver):
     clean_step: str = "ddim"
 
     def __post_init__(self) -> None:
-        if self.variant not in ("exact", "official"):
-            raise ValueError(f"variant must be 'exact' or 'official', not {self.variant!r}")
+        check_choice("variant", self.variant, ("exact", "official"))
         check_clean_step(self.clean_step)
 
     @property

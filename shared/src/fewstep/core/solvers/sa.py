@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fewstep.core.builder import Call, Vector
-from fewstep.core.solvers.base import Listed, Node
-from fewstep.core.solvers.dpm_step import FORMS, check_choice, sde_spread, value
+from fewstep.core.solvers.base import Listed, Node, check_choice
+from fewstep.core.solvers.dpm_step import FORMS, sde_spread, value
 from fewstep.core.solvers.predictor_corrector import PredictorCorrector, Span, Update, rule_weights
 
 PUBLISHED_INTERVAL = (0.571, 5.112)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from fewstep.core.builder import PlanBuilder
 from fewstep.core.paths import VE, LinearVP, Path, SubVP
 from fewstep.core.plan import Plan
-from fewstep.core.solvers.base import Level, Listed, Solver, levels
+from fewstep.core.solvers.base import Level, Listed, Solver, check_choice, levels
 from fewstep.core.solvers.exponential import phi
 
 RULES = ("euler-maruyama", "reverse-diffusion", "ancestral")
@@ -83,8 +83,7 @@ class ScoreSDE(Solver):
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise ValueError(f"rule must be one of {', '.join(RULES)}; not {self.rule!r}")
-        if self.equation not in ("sde", "ode"):
-            raise ValueError(f"equation must be 'sde' or 'ode', not {self.equation!r}")
+        check_choice("equation", self.equation, ("sde", "ode"))
         if self.rule == "ancestral" and self.equation == "ode":
             raise ValueError("equation must be 'sde' for rule 'ancestral', not 'ode'")
         if self.steps_as not in STEPS:

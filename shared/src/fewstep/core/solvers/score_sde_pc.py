@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from fewstep.core.paths import Path
-from fewstep.core.solvers.base import Ask, Listed, Report, StepwiseSolver, levels
+from fewstep.core.solvers.base import Ask, Listed, Report, StepwiseSolver, check_choice, levels
 from fewstep.core.solvers.langevin import Corrector, decay
 from fewstep.core.solvers.score_sde import ScoreSDE, Update
 
@@ -47,8 +47,7 @@ class LangevinCorrected(StepwiseSolver):
     order = 1
 
     def __post_init__(self) -> None:
-        if self.corrector not in ("snr", "annealed"):
-            raise ValueError(f"corrector must be 'snr' or 'annealed', not {self.corrector!r}")
+        check_choice("corrector", self.corrector, ("snr", "annealed"))
         _ = self._predictor, self._corrector
 
     @property

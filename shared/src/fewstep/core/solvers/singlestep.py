@@ -11,11 +11,10 @@ import torch
 from fewstep.core.builder import PlanBuilder, Vector
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
-from fewstep.core.solvers.base import Level, Listed, Node, Solver, levels
+from fewstep.core.solvers.base import Level, Listed, Node, Solver, check_choice, levels
 from fewstep.core.solvers.dpm_step import (
     CORRECTIONS,
     FORMS,
-    check_choice,
     denoise_to_zero,
     linear_step,
     value,

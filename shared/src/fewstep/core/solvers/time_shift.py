@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fewstep.core.paths import Path
-from fewstep.core.solvers.base import Ask, Listed, Report, StepwiseSolver, levels
+from fewstep.core.solvers.base import Ask, Listed, Report, StepwiseSolver, check_choice, levels
 from fewstep.core.solvers.ipndm import equal_step_weights
 
 METHODS = {"ddim": 1, "s-pndm": 2, "f-pndm": 4}
@@ -58,8 +58,7 @@ class TimeShift(StepwiseSolver):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}; not {self.method!r}")
-        if self.mode not in ("paper", "official"):
-            raise ValueError(f"mode must be 'paper' or 'official', not {self.mode!r}")
+        check_choice("mode", self.mode, ("paper", "official"))
         if not (math.isfinite(self.window) and self.window >= 0.0):
             raise ValueError(f"window must be a finite number of at least 0, not {self.window}")
         if math.isnan(self.cutoff):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fewstep.core.builder import PlanBuilder, Vector
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
-from fewstep.core.solvers.base import Level, Listed, Node, Solver, levels
+from fewstep.core.solvers.base import Level, Listed, Node, Solver, check_choice, levels
 from fewstep.core.solvers.exponential import lagrange_weights, phi
 from fewstep.core.solvers.first_order import first_order_step
 
@@ -51,8 +51,7 @@ class StepChoice:
             raise ValueError(f"prediction must be 'x0', 'eps' or a pair of numbers, not {self.prediction!r}")
         if self.order not in range(MAX_ORDER + 1):
             raise ValueError(f"order must be 0 to {MAX_ORDER}, not {self.order!r}")
-        if self.derivatives not in ("full", "low"):
-            raise ValueError(f"derivatives must be 'full' or 'low', not {self.derivatives!r}")
+        check_choice("derivatives", self.derivatives, ("full", "low"))
         if self.base not in (0, 1):
             raise ValueError(f"base must be 0 or 1, not {self.base!r}")
 

@@ -7,8 +7,8 @@ from functools import partial
 import numpy
 
 from fewstep.core.builder import Vector
-from fewstep.core.solvers.base import Listed, Node
-from fewstep.core.solvers.dpm_step import FORMS, check_choice, value
+from fewstep.core.solvers.base import Listed, Node, check_choice
+from fewstep.core.solvers.dpm_step import FORMS, value
 from fewstep.core.solvers.exponential import phi
 from fewstep.core.solvers.predictor_corrector import (
     RULES,

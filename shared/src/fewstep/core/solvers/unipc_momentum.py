@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from fewstep.core.builder import PlanBuilder, Vector
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
-from fewstep.core.solvers.base import Level, Listed, Node, Solver, levels
-from fewstep.core.solvers.dpm_step import check_choice, linear_step
+from fewstep.core.solvers.base import Level, Listed, Node, Solver, check_choice, levels
+from fewstep.core.solvers.dpm_step import linear_step
 from fewstep.core.solvers.first_order import first_order_step
 from fewstep.core.solvers.momentum import advance, blend
 from fewstep.core.solvers.predictor_corrector import Span
