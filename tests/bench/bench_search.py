@@ -1,7 +1,7 @@
 """What a tuned plan gains over every untuned one: `python -m tests.bench.bench_search gm`.
 
 `gm` is the closed-form problem GM-A on the EDM path, `digits` the shipped model; `boss` compares BOSS grids
-for DDIM with plain ones on GM-A. Every budget keeps its state in the output folder, so that an interrupted run
+for DDIM with plain ones on GM-A. Every budget keeps its state in the output folder: an interrupted run
 goes on.
 """
 
