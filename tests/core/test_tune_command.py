@@ -81,7 +81,7 @@ def test_it_writes_the_plan_beside_the_checkpoint(model, tmp_path):
     assert "mean RMSE to the reference" in result.stdout
     assert str(model / "plan-3.json") in result.stdout
     assert "the same command goes on" in result.stderr
-    assert load_plan(model, 3).nfe == 3
+    assert 1 <= load_plan(model, 3).nfe <= 3
 
 
 def test_json_and_a_folder_of_ones_own(model, tmp_path):
@@ -93,7 +93,7 @@ def test_json_and_a_folder_of_ones_own(model, tmp_path):
     report = json.loads(out)
     assert report["budget"] == 2
     assert report["objective"] == "energy distance to the data"
-    assert load_plan(tmp_path / "out", 2).nfe == 2
+    assert 1 <= load_plan(tmp_path / "out", 2).nfe <= 2
 
 
 def test_a_folder_that_cannot_be_written_is_left_alone(model, tmp_path, monkeypatch, capsys):
