@@ -125,7 +125,7 @@ def test_shipped_tuned_plans_are_nearer_to_the_exact_trajectory_than_the_default
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"network": "unet"}, "network must be one of dit"),
+        ({"network": "vnet"}, "network must be one of dit, mlp, unet"),
         ({"shape": (0, 8, 8)}, "shape must be positive"),
         ({"prediction": "noise"}, "prediction must be one of"),
         ({"path": {"path": "Nowhere"}}, "path must be one of"),

@@ -66,7 +66,7 @@ def everything(run):
     tensors = list(run.model.state_dict().values())
     for model in run.ema.models.values():
         tensors += model.state_dict().values()
-    for moments in run.optimizer.state_dict()["state"].values():
+    for moments in run.turns["train"].optimizer.state_dict()["state"].values():
         tensors += moments.values()
     return tensors
 

@@ -11,12 +11,18 @@ from fewstep.core import paths, predictions
 from fewstep.core.checkpoints import Checkpoint
 from fewstep.core.configs import config_from_dict
 from fewstep.core.denoiser import Denoiser
-from fewstep.core.nets import DiT, DiTConfig
+from fewstep.core.flow_map import FlowMap
+from fewstep.core.nets import MLP, DiT, DiTConfig, MLPConfig, UNet, UNetConfig
 from fewstep.core.paths import Path
 from fewstep.core.plan import Plan
+from fewstep.core.sampling import Sampling
 from fewstep.core.search import load_plan, saved_budgets
 
-NETWORKS: dict[str, tuple[type[nn.Module], type]] = {"dit": (DiT, DiTConfig)}
+NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
+    "dit": (DiT, DiTConfig),
+    "mlp": (MLP, MLPConfig),
+    "unet": (UNet, UNetConfig),
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class DiffusionModelConfig:
         path: what `Path.to_config` gave.
         prediction: what the network predicts, a name of `predictions.names()`.
         labels: names of the classes, in the order of their numbers; empty without classes.
+        sampling: fields of `Sampling`, how the model is meant to be sampled.
 
     Raises:
         ValueError: an entry is unknown.
@@ -41,6 +48,7 @@ class DiffusionModelConfig:
     path: dict[str, Any] = field(default_factory=lambda: paths.EDM().to_config())
     prediction: str = "edm"
     labels: tuple[str, ...] = ()
+    sampling: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.network not in NETWORKS:
@@ -50,6 +58,7 @@ class DiffusionModelConfig:
         predictions.get(self.prediction)
         paths.from_config(self.path)
         config_from_dict(NETWORKS[self.network][1], self.network_options, "network_options")
+        config_from_dict(Sampling, self.sampling, "sampling")
 
 
 class DiffusionModel(nn.Module, Checkpoint):
@@ -79,16 +88,21 @@ class DiffusionModel(nn.Module, Checkpoint):
 
     @classmethod
     def with_network(
-        cls, config: Any, path: Path, prediction: str, labels: tuple[str, ...] = ()
+        cls,
+        config: Any,
+        path: Path,
+        prediction: str,
+        labels: tuple[str, ...] = (),
+        sampling: "Sampling | None" = None,
     ) -> "DiffusionModel":
         """A new model from the configuration of its network."""
         name = next((name for name, (_, kind) in NETWORKS.items() if isinstance(config, kind)), None)
         if name is None:
             raise TypeError(f"config must be of a known network ({', '.join(NETWORKS)}), got {config!r}")
-        shape = (config.channels, *config.size)
-        return cls(
-            DiffusionModelConfig(shape, name, _as_json(asdict(config)), path.to_config(), prediction, labels)
-        )
+        shape = config.shape if isinstance(config, MLPConfig) else (config.channels, *config.size)
+        options = _as_json(asdict(config))
+        told = {} if sampling is None else _as_json(asdict(sampling))
+        return cls(DiffusionModelConfig(shape, name, options, path.to_config(), prediction, labels, told))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -113,6 +127,50 @@ class DiffusionModel(nn.Module, Checkpoint):
         denoise = Denoiser(self.net, self.path, self.config.prediction, **options)
         return denoise if label is None else denoise.given(label=self._labels(label))
 
+    @property
+    def sampling(self) -> "Sampling":
+        """How the model is meant to be sampled."""
+        return config_from_dict(Sampling, self.config.sampling, "sampling")
+
+    def flow_map(self, label: int | Tensor | None = None) -> FlowMap:
+        """The model as a map between two times; `label` as in `denoiser`."""
+        conditions = {} if label is None else {"label": self._labels(label)}
+        return FlowMap(self.net, self.path, self.config.prediction, conditions)
+
+    def generate(
+        self,
+        count: int = 1,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        noise: Tensor | None = None,
+        label: int | Tensor | None = None,
+        sampling: "Sampling | None" = None,
+    ) -> Float[Tensor, "batch *shape"]:
+        """Draw samples the way the model is meant to be sampled.
+
+        Args:
+            count: of samples; sample i draws from a generator seeded with seed + i.
+            steps: network calls for a sample of a student, steps of the solver otherwise (None: the model's
+                own number).
+            seed: of the first sample.
+            noise: standard normal start, (count, *shape), in place of the seeds' first draw.
+            label: class of every sample, or one per sample; None: unconditional.
+            sampling: in place of the model's own.
+
+        Returns:
+            The samples, on the device of the weights.
+
+        Raises:
+            ValueError: if an argument is out of range.
+
+        Example:
+            >>> DiffusionModel.from_pretrained("digits").generate(2, steps=4).shape
+            torch.Size([2, 1, 8, 8])
+        """
+        chosen = sampling or self.sampling
+        return chosen.run(self.flow_map(label), self.shape, count, steps, seed, noise)
+
     def tuned_plan(self, calls: int) -> Plan | None:
         """The plan that `fewstep tune` left beside the checkpoint for so many network calls, or None."""
         if self.folder is None or calls not in saved_budgets(self.folder):
@@ -126,7 +184,7 @@ class DiffusionModel(nn.Module, Checkpoint):
         label: Shaped[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch *shape"]:
         """The raw prediction of the network; the arguments are those of the network."""
-        return self.net(x, t, label)
+        return self.net(x, t, label=label) if label is not None else self.net(x, t)
 
     def _labels(self, label: int | Tensor) -> Tensor:
         chosen = torch.as_tensor(label).reshape(-1)

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from fewstep.core.nets.init import zeroed
+
 
 @dataclass(frozen=True)
 class DiTConfig:
@@ -23,6 +25,7 @@ class DiTConfig:
         expansion: hidden features of the feed-forward part per feature of a token.
         classes: number of labels (0: unconditional). Label `classes` means "none".
         time_scale: factor on the time that the network is told, so that it spans some hundreds.
+        two_times: whether the network takes a second time s, the one to jump to.
 
     Raises:
         ValueError: if the sizes do not fit each other.
@@ -37,6 +40,7 @@ class DiTConfig:
     expansion: int = 4
     classes: int = 0
     time_scale: float = 1.0
+    two_times: bool = False
 
     def __post_init__(self) -> None:
         if self.patch < 1 or any(side % self.patch for side in self.size):
@@ -69,20 +73,24 @@ class DiT(nn.Module):
         self.patches = nn.Linear(pixels, width)
         self.register_buffer("positions", _positions(config), persistent=False)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.second = None
+        if config.two_times:
+            last = zeroed(nn.Linear(width, width))
+            self.second = nn.Sequential(nn.Linear(width, width), nn.SiLU(), last)
         self.labels = nn.Embedding(config.classes + 1, width) if config.classes else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.last_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.last_modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, pixels)
-        for layer in (self.last_modulation, self.out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        zeroed(self.last_modulation)
+        zeroed(self.out)
 
     def forward(
         self,
         x: Float[Tensor, "batch channels height width"],
         t: Float[Tensor, "batch"],
         label: Shaped[Tensor, "batch"] | None = None,
+        s: Float[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
         """The network's raw value.
 
@@ -90,19 +98,36 @@ class DiT(nn.Module):
             x: picture.
             t: time, as the path tells it.
             label: class of each sample; None or `classes` means none.
+            s: time to jump to, as the path tells it; None: s = t.
         """
-        tokens, modulation = self.embed(x, t, label)
+        tokens, modulation = self.embed(x, t, label, s)
         for block in self.blocks:
             tokens = block(tokens, modulation)
         return self.unembed(tokens, modulation)
 
+    def features(
+        self, x: Tensor, t: Tensor, label: Tensor | None = None, s: Tensor | None = None
+    ) -> list[Float[Tensor, "batch tokens features"]]:
+        """The tokens after every block, for heads that judge by features."""
+        tokens, modulation = self.embed(x, t, label, s)
+        states = []
+        for block in self.blocks:
+            tokens = block(tokens, modulation)
+            states.append(tokens)
+        return states
+
     def embed(
-        self, x: Tensor, t: Tensor, label: Tensor | None = None
+        self, x: Tensor, t: Tensor, label: Tensor | None = None, s: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch tokens features"], Float[Tensor, "batch features"]]:
         """Tokens of the picture, and the embedding of time and label that modulates every block."""
         side = self.config.patch
         tokens = self.patches(F.unfold(x, side, stride=side).transpose(1, 2)) + self.positions.to(x.dtype)
         modulation = self.time(_waves(t * self.config.time_scale, self.config.width).to(x.dtype))
+        if s is not None and self.second is None:
+            raise ValueError("s was given to a network with one time; build it with two_times=True")
+        if self.second is not None:
+            ahead = (t - (t if s is None else s)) * self.config.time_scale
+            modulation = modulation + self.second(_waves(ahead, self.config.width).to(x.dtype))
         if self.labels is not None:
             none = torch.full((len(x),), self.config.classes, device=x.device)
             modulation = modulation + self.labels(none if label is None else label.long())

@@ -79,6 +79,28 @@ def _edm(point: Point) -> Relation:
     return Relation(scale=point.sigma * sd / total**0.5, x=-skip, x0=1.0, y=skip * point.b)
 
 
+def _edm_boundary(point: Point) -> Relation:
+    """out = F of a consistency model, x0 = c_skip·z/a + c_out·F, exactly z/a at t_min.
+
+    With kappa = sigma/a, d = kappa − kappa(t_min) and the path's ``sigma_data`` (sd):
+    c_skip = sd²/(d² + sd²) and c_out = sd·d/sqrt(kappa² + sd²). Far from t_min this is "edm", so the weights
+    of an "edm" network are the natural start.
+
+    Reference: Song, Dhariwal, Chen and Sutskever 2023, "Consistency Models", appendix C.
+    """
+    path, sd = point.path, point.path.sigma_data
+    a, _, sigma = path.coefficients(path.t_min)
+    kappa = point.sigma / point.a
+    distance = kappa - sigma / a
+    skip = sd**2 / (distance * distance + sd**2)
+    return Relation(
+        scale=sd * distance / (kappa * kappa + sd**2) ** 0.5,
+        x=-skip / point.a,
+        x0=1.0,
+        y=skip * point.b / point.a,
+    )
+
+
 @dataclass(frozen=True)
 class ResidualNoise(Prediction):
     """Two heads, R = y - x0 and eps, chunked along dimension 1: x0 = (x - b·R - sigma·eps)/(a + b).
@@ -129,6 +151,7 @@ _PREDICTIONS: dict[str, Prediction] = {
         ResidualNoise(),
         LinearPrediction("resnoise", _resnoise, needs_y=True),
         LinearPrediction("edm", _edm),
+        LinearPrediction("edm-boundary", _edm_boundary),
     )
 }
 

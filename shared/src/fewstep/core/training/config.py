@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fewstep.core.files import atomic_path
+from fewstep.core.training.ema import check_rule
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class TrainerConfig:
         accumulate: batches whose gradients are averaged for one optimiser step.
         precision: "no" (as the weights are) or "bf16" (the network computes under bfloat16 autocast).
         clip: largest norm of the gradient (None: not clipped).
-        ema_decays: one averaged copy of the weights per decay; the first one is validated and previewed.
+        ema_decays: one averaged copy of the student's weights per rule (a decay, "power:…" or
+            "half-life:…", see `Ema`); the first one is validated and previewed.
         learning_rate: of the default optimiser, AdamW; ignored when an optimiser is given.
         weight_decay: of the default optimiser.
         channels_last: keep the network and 4-d batches in channels-last memory order.
@@ -33,6 +35,7 @@ class TrainerConfig:
         preview_every: steps between previews (None: only at the end).
         monitor: name of the validation metric whose best value keeps `best.pt` (None: no best is kept).
         monitor_mode: "max" when larger is better, "min" when smaller is.
+        patience: validations without a better value of the metric after which the run ends (None: never).
         max_bad_steps: consecutive steps with a NaN or an infinity that are skipped; one more aborts.
         seed: of the data order, the noise of the loss and the global generators.
         processes: processes that the run must have at least; fewer is an error.
@@ -49,7 +52,7 @@ class TrainerConfig:
     accumulate: int = 1
     precision: Literal["no", "bf16"] = "no"
     clip: float | None = 1.0
-    ema_decays: tuple[float, ...] = (0.999,)
+    ema_decays: tuple[float | str, ...] = (0.999,)
     learning_rate: float = 2e-4
     weight_decay: float = 0.0
     channels_last: bool = False
@@ -62,6 +65,7 @@ class TrainerConfig:
     preview_every: int | None = None
     monitor: str | None = None
     monitor_mode: Literal["max", "min"] = "max"
+    patience: int | None = None
     max_bad_steps: int = 10
     seed: int = 0
     processes: int = 1
@@ -74,7 +78,7 @@ class TrainerConfig:
             _require(name, getattr(self, name), at_least=1)
         for name in ("workers", "max_bad_steps", "seed", "weight_decay"):
             _require(name, getattr(self, name), at_least=0)
-        for name in ("save_every_steps", "validate_every", "preview_every"):
+        for name in ("save_every_steps", "validate_every", "preview_every", "patience"):
             if getattr(self, name) is not None:
                 _require(name, getattr(self, name), at_least=1)
         for name in ("max_minutes", "clip", "save_every_minutes"):
@@ -86,10 +90,9 @@ class TrainerConfig:
         _require_choice("precision", self.precision, ("no", "bf16"))
         _require_choice("monitor_mode", self.monitor_mode, ("max", "min"))
         _require_choice("device", self.device, ("auto", "cpu"))
-        object.__setattr__(self, "ema_decays", tuple(float(decay) for decay in self.ema_decays))
-        for decay in self.ema_decays:
-            if not 0 <= decay < 1:
-                raise ValueError(f"ema_decays must be numbers in [0, 1), got {decay!r}")
+        if self.patience is not None and self.monitor is None:
+            raise ValueError("patience needs a metric to monitor, got monitor=None")
+        object.__setattr__(self, "ema_decays", tuple(check_rule(rule) for rule in self.ema_decays))
         if len(set(self.ema_decays)) != len(self.ema_decays):
             raise ValueError(f"ema_decays must differ from each other, got {self.ema_decays!r}")
 

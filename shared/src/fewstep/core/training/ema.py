@@ -1,6 +1,7 @@
 """Exponential moving averages of a network's weights, several at once."""
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,24 +9,71 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+Rule = float | str
+
+
+def check_rule(rule: Rule) -> Rule:
+    """Return a rule as `Ema` keeps it.
+
+    Raises:
+        ValueError: it is none of a decay in [0, 1), "power:…" and "half-life:…" with a positive number.
+    """
+    if isinstance(rule, str):
+        kind, _, number = rule.partition(":")
+        try:
+            fits = kind in ("power", "half-life") and 0 < float(number) < math.inf
+        except ValueError:
+            fits = False
+    else:
+        rule = float(rule)
+        fits = 0 <= rule < 1
+    if not fits:
+        raise ValueError(
+            "ema_decays must be numbers in [0, 1), or such as 'power:16.97' and 'half-life:2000', "
+            f"got {rule!r}"
+        )
+    return rule
+
+
+def decay_after(rule: Rule, updates: int) -> float:
+    """Return d of update number `updates` (0 is the first).
+
+    Example:
+        >>> decay_after(0.999, 0), decay_after("power:6.94", 0)
+        (0.1, 0.0)
+        >>> round(decay_after("half-life:1000", 10**6), 4)
+        0.9993
+    """
+    if not isinstance(rule, str):
+        return min(rule, (1 + updates) / (10 + updates))
+    kind, _, number = rule.partition(":")
+    n, value = updates + 1, float(number)
+    if kind == "power":
+        return (1 - 1 / n) ** (value + 1)
+    return 0.5 ** (1 / min(value, 0.05 * n))
+
 
 class Ema:
-    """Averaged copies of a network, one per decay; parameters are averaged, buffers are copied.
+    """Averaged copies of a network, one per rule; parameters are averaged, buffers are copied.
 
-    w̄ ← d_n·w̄ + (1 − d_n)·w   with   d_n = min(decay, (1 + n)/(10 + n)) after n updates,
+    w̄ ← d_n·w̄ + (1 − d_n)·w   before which there were n − 1 updates, with d_n of the rule
+        0.999               min(0.999, n/(9 + n)): constant after a warm-up
+        "power:16.97"       (1 − 1/n)^(γ + 1), γ = 16.97: the average spans a fixed share of the run
+        "half-life:2000"    2^(−1/min(H, n/20)), H = 2000 updates
 
     so that an average of a young run does not remember its initial weights.
 
     Args:
         model: the network that is trained; copied, not kept.
-        decays: one copy per decay, each in [0, 1).
+        decays: one copy per rule; numbers in [0, 1) or text as above.
 
-    Reference: Tarvainen and Valpola (2017), Mean teachers, section 2 (the average); the warm-up is the one
-        that TensorFlow's moving averages made common.
+    Reference: Tarvainen and Valpola (2017), Mean teachers, section 2 (the average), with the warm-up that
+        TensorFlow's moving averages made common; Karras et al. (2024), Analyzing and Improving the Training
+        Dynamics of Diffusion Models, eq. 2 (power); Karras et al. (2022), appendix F.1 (half-life).
     """
 
-    def __init__(self, model: nn.Module, decays: Sequence[float]) -> None:
-        self.models = {float(decay): copy.deepcopy(model).eval().requires_grad_(False) for decay in decays}
+    def __init__(self, model: nn.Module, decays: Sequence[Rule]) -> None:
+        self.models = {check_rule(rule): copy.deepcopy(model).eval().requires_grad_(False) for rule in decays}
         self.updates = 0
 
     @torch.no_grad()
@@ -33,8 +81,7 @@ class Ema:
         """Move every average towards the weights of `model`."""
         parameters: list[Tensor] = [p.detach() for p in model.parameters()]
         for decay, averaged in self.models.items():
-            now = min(decay, (1 + self.updates) / (10 + self.updates))
-            average = get_ema_multi_avg_fn(now)
+            average = get_ema_multi_avg_fn(decay_after(decay, self.updates))
             average(list(averaged.parameters()), parameters, self.updates)
             _copy_buffers(model, averaged)
         self.updates += 1
@@ -47,11 +94,11 @@ class Ema:
         self.updates = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Updates so far and the weights of every average, by decay."""
-        weights = {repr(decay): averaged.state_dict() for decay, averaged in self.models.items()}
+        """Updates so far and the weights of every average, by rule."""
+        weights = {name_of(decay): averaged.state_dict() for decay, averaged in self.models.items()}
         return {"updates": self.updates, "weights": weights}
 
-    def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> list[float]:
+    def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> list[Rule]:
         """Take up saved averages; a decay that was not saved starts at the weights of `model`.
 
         Returns:
@@ -60,11 +107,16 @@ class Ema:
         self.updates = int(state["updates"])
         missing = []
         for decay, averaged in self.models.items():
-            saved = state["weights"].get(repr(decay))
+            saved = state["weights"].get(name_of(decay))
             if saved is None:
                 missing.append(decay)
             averaged.load_state_dict(model.state_dict() if saved is None else saved)
         return missing
+
+
+def name_of(rule: Rule) -> str:
+    """Under which an average is saved."""
+    return rule if isinstance(rule, str) else repr(float(rule))
 
 
 def _copy_buffers(source: nn.Module, target: nn.Module) -> None:

@@ -57,8 +57,10 @@ class Evaluation:
         value = metrics[monitor]
         better = best is None or (value > best if self.config.monitor_mode == "max" else value < best)
         if better and math.isfinite(value):
-            self.snapshot.position.best = value
+            self.snapshot.position.best, self.snapshot.position.stale = value, 0
             self.snapshot.save_best()
+        else:
+            self.snapshot.position.stale += 1
 
 
 def due(step: int, every: int | None) -> bool:

@@ -1,8 +1,8 @@
 """The processes of a run, through Hugging Face Accelerate."""
 
 import atexit
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -17,17 +17,20 @@ class Processes:
     Args:
         at_least: processes that the run must have.
         device: "auto" or "cpu".
+        partial: a loss may leave some of the weights without a gradient.
 
     Raises:
         ImportError: the extra [train] is not installed.
         RuntimeError: there are fewer processes than `at_least`.
     """
 
-    def __init__(self, at_least: int, device: Literal["auto", "cpu"]) -> None:
+    def __init__(self, at_least: int, device: Literal["auto", "cpu"], partial: bool = False) -> None:
         with train_extra():
             from accelerate import Accelerator
+            from accelerate.utils import DistributedDataParallelKwargs
         # Precision is ours (see `precision`): Accelerate allows one precision per Python process, for ever.
-        self._accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+        parallel = DistributedDataParallelKwargs(find_unused_parameters=partial)
+        self._accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[parallel])
         self.count: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
         self.is_main: bool = self._accelerator.is_main_process
@@ -79,17 +82,25 @@ class Processes:
         anyone_bad, anyone_stops, clock = votes.tolist()  # type: ignore[union-attr]
         return anyone_bad > 0, anyone_stops > 0, clock if self.count > 1 else minutes
 
+    def autocast(self, precision: Literal["no", "bf16"]) -> AbstractContextManager[Any]:
+        """A block in which networks compute in bfloat16, if that is asked for."""
+        if precision == "no":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
     @contextmanager
-    def precision(self, model: nn.Module, precision: Literal["no", "bf16"]) -> Iterator[None]:
-        """While the block runs, let the network compute in bfloat16, and what uses its output in float32."""
+    def precision(self, networks: Iterable[nn.Module], precision: Literal["no", "bf16"]) -> Iterator[None]:
+        """While the block runs, what uses the output of a network gets float32 even from bfloat16."""
         if precision == "no":
             yield
             return
         from accelerate.utils import convert_outputs_to_fp32
 
-        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16)
-        model.forward = convert_outputs_to_fp32(autocast(model.forward))
+        patched = list(networks)
+        for network in patched:
+            network.forward = convert_outputs_to_fp32(network.forward)
         try:
             yield
         finally:
-            del model.forward
+            for network in patched:
+                del network.forward

@@ -8,21 +8,29 @@ from torch import nn
 
 from fewstep.core.training import state as states
 from fewstep.core.training.ema import Ema
+from fewstep.core.training.phases import STUDENT
 from fewstep.core.training.processes import Processes
 
 
 class Snapshot:
-    """The network, its averages, the optimiser and the position of a run, saved and restored together.
+    """The networks, the averages, the optimisers and the position of a run, saved and restored together.
 
     Args:
-        model: the network that is trained.
+        networks: by name, the student among them.
         ema: its averages.
-        optimizer: over its parameters.
+        optimizers: one of every phase, by name.
         folder: of the run.
     """
 
-    def __init__(self, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-        self.model, self.ema, self.optimizer, self.folder = model, ema, optimizer, folder
+    def __init__(
+        self,
+        networks: dict[str, nn.Module],
+        ema: Ema,
+        optimizers: dict[str, torch.optim.Optimizer],
+        folder: Path,
+    ) -> None:
+        self.model, self.networks = networks[STUDENT], networks
+        self.ema, self.optimizers, self.folder = ema, optimizers, folder
         self.position = states.Position()
 
     def save(self, processes: Processes, keep: int) -> None:
@@ -33,7 +41,9 @@ class Snapshot:
         rng = processes.gather_object(states.rng_state())
         if not processes.is_main or not self._is_finite():
             return
-        payload = {**self._weights(), "optimizer": self.optimizer.state_dict(), "rng": rng}
+        others = {name: network.state_dict() for name, network in self._others().items()}
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        payload = {**self._weights(), "others": others, "optimizers": optimizers, "rng": rng}
         states.save_payload(payload, states.step_path(self.folder, self.position.step))
         states.prune(self.folder, keep)
 
@@ -58,8 +68,11 @@ class Snapshot:
         notes.append(f"going on from step {self.position.step}")
         try:
             self.model.load_state_dict(payload["model"])
-            self.optimizer.load_state_dict(payload["optimizer"])
-        except (RuntimeError, ValueError) as error:
+            for name, network in self._others().items():
+                network.load_state_dict(payload["others"][name])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(payload["optimizers"][name])
+        except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(
                 f"folder {self.folder} holds a run of another network or optimiser: {error}"
             ) from error
@@ -72,10 +85,17 @@ class Snapshot:
             notes.append(f"{writers} processes wrote the checkpoint, {processes.count} go on from it")
         return notes
 
+    def _others(self) -> dict[str, nn.Module]:
+        return {name: network for name, network in self.networks.items() if name != STUDENT}
+
     def _weights(self) -> dict[str, Any]:
         position = vars(self.position).copy()
         return {"position": position, "model": self.model.state_dict(), "ema": self.ema.state_dict()}
 
     def _is_finite(self) -> bool:
         # Buffers are not asked: masks of attention hold infinities on purpose.
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
+        return all(
+            bool(torch.isfinite(parameter).all())
+            for network in self.networks.values()
+            for parameter in network.parameters()
+        )

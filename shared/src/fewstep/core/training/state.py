@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.files import atomic_path
+from fewstep.core.training.ema import Rule, name_of
 
 STEP_FILE = re.compile(r"step-(\d{8})\.pt")
 
@@ -23,12 +24,13 @@ class Position:
     """Where a run stands.
 
     Args:
-        step: optimiser steps, skipped ones included.
+        step: updates of all phases, skipped ones included.
         batches: batches that each process has used.
         minutes: time spent training, over all parts of the run.
         skipped: steps skipped because of a NaN or an infinity.
         bad_streak: how many of them are the latest ones.
         best: best value of the monitored metric so far.
+        stale: validations since it was reached.
         metrics: of the latest validation.
     """
 
@@ -38,6 +40,7 @@ class Position:
     skipped: int = 0
     bad_streak: int = 0
     best: float | None = None
+    stale: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -144,13 +147,13 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return None, problems
 
 
-def load_weights(folder: str | Path, which: str = "last", decay: float | None = None) -> dict[str, Tensor]:
+def load_weights(folder: str | Path, which: str = "last", decay: Rule | None = None) -> dict[str, Tensor]:
     """Weights of a run, for exporting a model.
 
     Args:
         folder: of the run.
         which: "last" or "best".
-        decay: of the average to take (None: the first one; the trained weights when there is no average).
+        decay: rule of the average to take (None: the first one; without any, the trained weights).
 
     Returns:
         The state dictionary of the model, on the CPU.
@@ -168,6 +171,6 @@ def load_weights(folder: str | Path, which: str = "last", decay: float | None = 
     averages: dict[str, dict[str, Tensor]] = payload["ema"]["weights"]
     if decay is None:
         return next(iter(averages.values()), payload["model"])
-    if repr(float(decay)) not in averages:
+    if name_of(decay) not in averages:
         raise ValueError(f"decay must be one of {', '.join(averages) or '(none saved)'}, got {decay!r}")
-    return averages[repr(float(decay))]
+    return averages[name_of(decay)]

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,56 +18,54 @@ from fewstep.core.training.evaluation import Evaluation, Preview, Validate, due
 from fewstep.core.training.interrupt import Interrupt
 from fewstep.core.training.logging import RunLog
 from fewstep.core.training.meters import Meters
+from fewstep.core.training.phases import (
+    STUDENT,
+    FunctionObjective,
+    Losses,
+    Moment,
+    Objective,
+    Phase,
+    PhaseModule,
+    Turns,
+)
 from fewstep.core.training.processes import Processes
+from fewstep.core.training.result import TrainingDiverged, TrainResult
 from fewstep.core.training.schedule import CosineSchedule
 from fewstep.core.training.snapshot import Snapshot
 
-LossFunction = Callable[[nn.Module, Batch, torch.Generator], Tensor | Mapping[str, Tensor]]
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss or its gradient stayed NaN or infinite for too many consecutive steps."""
+LossFunction = Callable[[nn.Module, Batch, torch.Generator], Losses]
 
 
 @dataclass(frozen=True)
-class TrainResult:
-    """How a call of `Trainer.fit` ended.
+class _Turn:
+    """What a phase needs: its module (as the processes share it), what moves, and what moves it."""
 
-    Args:
-        step: optimiser steps of the run so far.
-        minutes: of the run so far, over all its parts.
-        stopped: "max_steps", "max_minutes" or "interrupted" (resume goes on from there).
-        metrics: of the latest validation.
-        best: best value of the monitored metric (None: nothing was monitored).
-        skipped: steps skipped because of a NaN or an infinity.
-    """
-
-    step: int
-    minutes: float
-    stopped: str
-    metrics: dict[str, float]
-    best: float | None
-    skipped: int
+    phase: Phase
+    module: nn.Module
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
 
 
 class Trainer:
-    """Train a network; stop and go on at any time with the same weights as an unbroken run.
+    """Train a network, or several in turns; stop and go on at any time as if the run had never stopped.
 
     The weights are the same bit for bit where kernels are deterministic (CPU, float32), for the same number
     of processes and a schedule that follows steps: with `max_minutes` the learning rate follows the clock.
+    A run that stops between two updates of an alternation goes on with the second.
     The folder of the run holds config.json, log.jsonl, checkpoints/, previews/ and tensorboard/.
 
     Args:
         model: the network; its weights keep their precision (float32 is advised, also with "bf16").
-        loss_fn: loss_fn(model, batch, generator) gives the loss, or a mapping with "loss" and other scalars
-            to log. It calls the model that it is given; noise is drawn with the generator, which lives on
-            the device and is seeded for every batch.
+        objective: an `Objective`, or a function loss(model, batch, generator) that gives the loss, or a
+            mapping with "loss" and other scalars to log. It calls the model that it is given; noise is drawn
+            with the generator, which lives on the device and is seeded for every batch.
         train_data: a function batches(generator: numpy.random.Generator) that draws one batch, or a
             map-style Dataset. Tensors and arrays in a batch, however nested, are moved to the device.
         folder: of the run; made when it is missing.
-        config: see TrainerConfig.
-        optimizer: over the parameters of the model (None: AdamW with the config's learning rate).
-        schedule: factor of the learning rate by progress = max(step/max_steps, minutes/max_minutes).
+        config: see TrainerConfig. Its steps count the updates of all phases.
+        optimizer: over the parameters of the model, for an objective with one phase (None: AdamW with the
+            config's learning rate).
+        schedule: factor of every learning rate by progress = max(step/max_steps, minutes/max_minutes).
         validate: validate(model) gives metrics of the first average of the weights (of the weights when
             there is none), in evaluation mode, without gradients, on the main process.
         preview: preview(model) gives a uint8 picture (height, width[, 3]), or several by name; as `validate`.
@@ -76,13 +74,13 @@ class Trainer:
         ImportError: the extra [train] is not installed.
         RuntimeError: fewer processes were started than config.processes.
         TypeError: train_data is of neither kind.
-        ValueError: the model has nothing to train.
+        ValueError: there is nothing to train, or an optimiser was given for several phases.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: LossFunction,
+        objective: Objective | LossFunction,
         train_data: DrawBatch | MapDataset,
         *,
         folder: str | Path,
@@ -93,32 +91,55 @@ class Trainer:
         preview: Preview | None = None,
     ) -> None:
         config = config or TrainerConfig()
-        self.config, self.folder, self.loss_fn = config, Path(folder), loss_fn
+        self.config, self.folder = config, Path(folder)
+        self.objective = objective if isinstance(objective, Objective) else FunctionObjective(objective)
         self.schedule = schedule or CosineSchedule()
-        self.processes = Processes(config.processes, config.device)
+        phases = Turns(self.objective.phases())
+        self.processes = Processes(config.processes, config.device, partial=len(phases.phases) > 1)
         self.batches = make_batches(
             train_data, config.batch_size, config.seed, self.processes.rank, self.processes.count
         )
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not self.parameters:
-            raise ValueError("model has no parameter that requires a gradient")
-        model.to(self.processes.device)
-        if config.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model
+        self.networks = {STUDENT: model, **self.objective.modules()}
+        self._place()
         ema = Ema(model, config.ema_decays)
-        self.parallel = self.processes.prepare(model)
+        self.order, self.turns = phases, {}
+        for phase in phases.phases:
+            self.turns[phase.name] = self._prepare(phase, optimizer, single=len(phases.phases) == 1)
         # Only now do all processes have the same weights.
         ema.copy_from(model)
-        if optimizer is None:
-            optimizer = torch.optim.AdamW(
-                self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-            )
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-        self.model, self.ema, self.optimizer = model, ema, optimizer
-        self.snapshot = Snapshot(model, ema, optimizer, self.folder)
+        self.ema = ema
+        optimizers = {name: turn.optimizer for name, turn in self.turns.items()}
+        self.snapshot = Snapshot(self.networks, ema, optimizers, self.folder)
         self.evaluation = Evaluation(self.snapshot, validate, preview, config)
         self.generator = torch.Generator(self.processes.device)
+
+    def _place(self) -> None:
+        """Put every network on the device, in the memory order that is asked for."""
+        for network in (*self.networks.values(), *self.objective.frozen()):
+            network.to(self.processes.device)
+            if self.config.channels_last:
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for network in self.objective.frozen():
+            network.requires_grad_(False)
+
+    def _prepare(self, phase: Phase, optimizer: torch.optim.Optimizer | None, single: bool) -> _Turn:
+        if optimizer is not None and not single:
+            raise ValueError("optimizer was given, but the objective has several phases; name it in each")
+        module = PhaseModule(phase, self.networks)
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise ValueError("model has no parameter that requires a gradient")
+        if optimizer is None:
+            make = phase.optimizer or self._default_optimizer
+            optimizer = make(parameters)
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        return _Turn(phase, self.processes.prepare(module), parameters, optimizer)
+
+    def _default_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        config = self.config
+        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
     @property
     def position(self) -> states.Position:
@@ -154,9 +175,11 @@ class Trainer:
             states.seed_everything(self.config.seed, self.processes.rank)
         log = self._open_log(notes) if self.processes.is_main else None
         try:
-            with Interrupt() as interrupt, self.processes.precision(self.model, self.config.precision):
+            networks = (*self.networks.values(), *self.objective.frozen())
+            with Interrupt() as interrupt, self.processes.precision(networks, self.config.precision):
                 stopped = self._loop(interrupt, log)
-            self.processes.wait()
+            # The main process alone validates, so it alone knows whether that ended the run.
+            stopped = self.processes.gather_object(stopped)[0]
         finally:
             if log is not None:
                 log.close()
@@ -178,14 +201,17 @@ class Trainer:
     def _loop(self, interrupt: Interrupt, log: RunLog | None) -> str:
         config, position = self.config, self.position
         batches = iterate(self.batches, position.batches, config.workers, config.seed)
-        meters, stop = Meters(), False
+        meters, stop = Meters(), self._is_stale
         saved_step, saved_minutes = position.step, position.minutes
         started = time.monotonic() - 60 * position.minutes
         while self.progress < 1 and not stop:
-            bad, loss, norm = self._accumulate(batches, meters)
+            phase, before = self.order.at(position.step)
+            turn, moment = self.turns[phase.name], Moment(before, self.progress)
+            bad, loss, norm = self._accumulate(turn, moment, batches, meters)
             minutes = (time.monotonic() - started) / 60
-            bad, stop, position.minutes = self.processes.agree(bad, interrupt.requested, minutes)
-            self._update(bad, loss, norm)
+            wish = interrupt.requested or self._is_stale
+            bad, stop, position.minutes = self.processes.agree(bad, wish, minutes)
+            self._update(turn, moment, bad, loss, norm)
             if due(position.step, config.log_every):
                 self._log_training(meters, log)
             if log is not None:
@@ -203,41 +229,63 @@ class Trainer:
         if saved_step != position.step and not position.bad_streak:
             self.snapshot.save(self.processes, config.keep)
         if self.progress < 1:
-            return "interrupted"
+            return "no_improvement" if self._is_stale else "interrupted"
         return "max_steps" if position.step >= config.max_steps else "max_minutes"
 
-    def _accumulate(self, batches: Iterator[Batch], meters: Meters) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def _is_stale(self) -> bool:
+        """Whether the monitored metric has not improved for too long."""
+        patience = self.config.patience
+        return patience is not None and self.position.stale >= patience
+
+    def _accumulate(
+        self, turn: _Turn, moment: Moment, batches: Iterator[Batch], meters: Meters
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient of one accumulation window: whether it is not finite, its loss, its norm."""
         config, rank = self.config, self.processes.rank
-        for group in self.optimizer.param_groups:
+        for group in turn.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.schedule(self.progress)
-        self.model.train()
+        self._unfreeze(turn)
+        prefix = "" if len(self.turns) == 1 else f"{turn.phase.name}/"
         total = torch.zeros((), device=self.processes.device)
         for part in range(config.accumulate):
             batch = to_device(next(batches), self.processes.device, config.channels_last)
             self.generator.manual_seed(states.derive_seed(config.seed, rank, self.position.batches, 1))
             self.position.batches += 1
             last = part == config.accumulate - 1
-            with nullcontext() if last else self.processes.no_sync(self.parallel):
-                losses = _named_losses(self.loss_fn(self.parallel, batch, self.generator))
+            with nullcontext() if last else self.processes.no_sync(turn.module):
+                with self.processes.autocast(config.precision):
+                    losses = turn.module(batch, self.generator, moment)
                 self.processes.backward(losses["loss"] / config.accumulate)
             total += losses["loss"].detach().reshape(()) / config.accumulate
-            meters.add(losses)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip or math.inf)
-        meters.add({"gradient_norm": norm})
+            meters.add({prefix + name: value for name, value in losses.items()})
+        norm = torch.nn.utils.clip_grad_norm_(turn.parameters, config.clip or math.inf)
+        meters.add({prefix + "gradient_norm": norm})
         return ~(torch.isfinite(total) & torch.isfinite(norm)), total, norm
 
-    def _update(self, bad: bool, loss: Tensor, norm: Tensor) -> None:
+    def _unfreeze(self, turn: _Turn) -> None:
+        """Let exactly the phase's networks have gradients: a loss may pass through the others."""
+        moving = set(turn.parameters)
+        for network in self.networks.values():
+            network.train()
+        if len(self.turns) > 1:
+            for other in self.turns.values():
+                for parameter in other.parameters:
+                    parameter.requires_grad_(parameter in moving)
+
+    def _update(self, turn: _Turn, moment: Moment, bad: bool, loss: Tensor, norm: Tensor) -> None:
         """Take the step, or skip it when it is bad; give up after too many bad ones in a row."""
         position = self.position
         if bad:
             position.skipped += 1
             position.bad_streak += 1
         else:
-            self.optimizer.step()
-            self.ema.update(self.model)
+            turn.optimizer.step()
+            if STUDENT in turn.phase.trains:
+                self.ema.update(self.model)
+            self.objective.after_update(turn.phase.name, self.networks, moment)
             position.bad_streak = 0
-        self.optimizer.zero_grad(set_to_none=True)
+        turn.optimizer.zero_grad(set_to_none=True)
         position.step += 1
         if position.bad_streak > self.config.max_bad_steps:
             files = states.step_files(self.folder)
@@ -251,17 +299,7 @@ class Trainer:
     def _log_training(self, meters: Meters, log: RunLog | None) -> None:
         values = meters.read(self.processes)
         if log is not None:
-            rate, at = self.optimizer.param_groups[0]["lr"], self.position
+            rate = next(iter(self.turns.values())).optimizer.param_groups[0]["lr"]
+            at = self.position
             run = {"learning_rate": rate, "minutes": at.minutes, "skipped": at.skipped}
             log.report(at.step, "train", {**values, **run})
-
-
-def _named_losses(losses: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    named = {"loss": losses} if isinstance(losses, Tensor) else losses
-    if "loss" not in named:
-        raise ValueError(f'loss_fn must return a tensor or a mapping with "loss", got {", ".join(named)}')
-    if named["loss"].numel() != 1:
-        raise ValueError(
-            f"loss_fn must return one number, got a tensor of shape {tuple(named['loss'].shape)}"
-        )
-    return named

@@ -1,0 +1,1 @@
+"""Objectives: how a network and a batch become a loss."""

@@ -1,0 +1,1 @@
+"""Adversarial heads: features, heads, and the losses between them."""

@@ -1,0 +1,1 @@
+"""Score distillation: a generator moves along the difference of two scores."""

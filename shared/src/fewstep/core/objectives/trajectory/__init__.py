@@ -1,0 +1,1 @@
+"""Trajectory distillation: a student learns to jump along the paths of an ODE."""
