@@ -44,6 +44,15 @@ class Processes:
                 f"`torchrun --nproc_per_node={at_least} …`; on CPUs `accelerate launch` starts only one."
             )
 
+    def share(self, networks: Iterable[nn.Module]) -> None:
+        """Give every process the weights of the main one."""
+        if self.count > 1:
+            from accelerate.utils import broadcast
+
+            for network in networks:
+                for value in network.state_dict().values():
+                    value.copy_(broadcast(value.clone()))
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model whose backward pass averages gradients over the processes (itself if there is one)."""
         return self._accelerator.prepare_model(model)

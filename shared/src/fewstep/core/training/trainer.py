@@ -102,13 +102,10 @@ class Trainer:
         self.model = model
         self.networks = {STUDENT: model, **self.objective.modules()}
         self._place()
-        ema = Ema(model, config.ema_decays)
         self.order, self.turns = phases, {}
         for phase in phases.phases:
             self.turns[phase.name] = self._prepare(phase, optimizer, single=len(phases.phases) == 1)
-        # Only now do all processes have the same weights.
-        ema.copy_from(model)
-        self.ema = ema
+        ema = self.ema = Ema(model, config.ema_decays)
         optimizers = {name: turn.optimizer for name, turn in self.turns.items()}
         self.snapshot = Snapshot(self.networks, ema, optimizers, self.folder)
         self.evaluation = Evaluation(self.snapshot, validate, preview, config)
@@ -120,8 +117,7 @@ class Trainer:
             network.to(self.processes.device)
             if self.config.channels_last:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for network in self.objective.frozen():
-            network.requires_grad_(False)
+        self.processes.share(self.networks.values())
 
     def _prepare(self, phase: Phase, optimizer: torch.optim.Optimizer | None, single: bool) -> _Turn:
         if optimizer is not None and not single:
@@ -130,16 +126,14 @@ class Trainer:
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if not parameters:
             raise ValueError("model has no parameter that requires a gradient")
-        if optimizer is None:
-            make = phase.optimizer or self._default_optimizer
-            optimizer = make(parameters)
+        if optimizer is None and phase.optimizer is not None:
+            optimizer = phase.optimizer(parameters)
+        elif optimizer is None:
+            rate, decay = self.config.learning_rate, self.config.weight_decay
+            optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         return _Turn(phase, self.processes.prepare(module), parameters, optimizer)
-
-    def _default_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        config = self.config
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
     @property
     def position(self) -> states.Position:
@@ -178,8 +172,8 @@ class Trainer:
             networks = (*self.networks.values(), *self.objective.frozen())
             with Interrupt() as interrupt, self.processes.precision(networks, self.config.precision):
                 stopped = self._loop(interrupt, log)
-            # The main process alone validates, so it alone knows whether that ended the run.
             stopped = self.processes.gather_object(stopped)[0]
+            self.processes.wait()
         finally:
             if log is not None:
                 log.close()
@@ -209,8 +203,7 @@ class Trainer:
             turn, moment = self.turns[phase.name], Moment(before, self.progress)
             bad, loss, norm = self._accumulate(turn, moment, batches, meters)
             minutes = (time.monotonic() - started) / 60
-            wish = interrupt.requested or self._is_stale
-            bad, stop, position.minutes = self.processes.agree(bad, wish, minutes)
+            bad, stop, position.minutes = self.processes.agree(bad, interrupt.requested, minutes)
             self._update(turn, moment, bad, loss, norm)
             if due(position.step, config.log_every):
                 self._log_training(meters, log)
@@ -220,6 +213,9 @@ class Trainer:
                 continue
             if log is not None:
                 self.evaluation(log, finished=self.progress >= 1)
+            if config.patience and due(position.step, config.validate_every):
+                # The main process alone validates, so it alone knows.
+                stop = self.processes.gather_object(stop or self._is_stale)[0]
             waited = position.minutes - saved_minutes
             if due(position.step, config.save_every_steps) or waited >= (
                 config.save_every_minutes or math.inf
@@ -265,13 +261,12 @@ class Trainer:
 
     def _unfreeze(self, turn: _Turn) -> None:
         """Let exactly the phase's networks have gradients: a loss may pass through the others."""
-        moving = set(turn.parameters)
         for network in self.networks.values():
             network.train()
         if len(self.turns) > 1:
-            for other in self.turns.values():
+            for other in sorted(self.turns.values(), key=lambda other: other is turn):
                 for parameter in other.parameters:
-                    parameter.requires_grad_(parameter in moving)
+                    parameter.requires_grad_(other is turn)
 
     def _update(self, turn: _Turn, moment: Moment, bad: bool, loss: Tensor, norm: Tensor) -> None:
         """Take the step, or skip it when it is bad; give up after too many bad ones in a row."""
