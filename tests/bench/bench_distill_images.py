@@ -160,7 +160,7 @@ class Bench:
     def _untrained(self, name: str) -> DiffusionModel:
         torch.manual_seed(0)
         if name == FLOW_TEACHER:
-            path = paths.RectifiedFlow()
+            path = paths.RectifiedFlow(time="t")
             told = Sampling("ode", 18, spacing="clock", solver="euler")
             return DiffusionModel.with_network(self.domain.network, path, "velocity", sampling=told)
         path = paths.EDM(sigma_data=self.domain.sigma_data)

@@ -58,7 +58,7 @@ class Row:
     pairs: bool = False
 
 
-TRAJECTORY = {"batch_size": 512, "ema": 0.998}
+TRAJECTORY = {"batch_size": 512, "ema": 0.998, "learning_rate": 1e-3}
 SCORE = {"batch_size": 256, "ema": 0.998, "learning_rate": 3e-4}
 ROWS: dict[str, Row] = {
     "reflow": Row(
@@ -181,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("rows", nargs="*", default=list(ROWS), choices=[*ROWS, []])
+    parser.add_argument("rows", nargs="*", default=list(ROWS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--report", action="store_true", help="only print what has been measured")
     parser.add_argument("--write", type=File, help="also write the table to this file")

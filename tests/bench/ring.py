@@ -18,7 +18,7 @@ from fewstep.core.sampling import Sampling
 
 RADIUS, STD, MODES = 0.7, 0.05, 8
 RUNS = File("runs/ring")
-PATHS = {"edm": (paths.EDM(), "edm"), "flow": (paths.RectifiedFlow(), "velocity")}
+PATHS = {"edm": (paths.EDM(), "edm"), "flow": (paths.RectifiedFlow(time="t"), "velocity")}
 
 
 def centres() -> Tensor:

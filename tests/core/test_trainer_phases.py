@@ -1,5 +1,7 @@
 """Several networks that take turns in one run."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 from dataclasses import replace
 from functools import partial
 

@@ -1,5 +1,7 @@
 """What one training step does: gradients, averages, precision, and steps that go wrong."""
 
+# pyright: reportOperatorIssue=false
+
 from dataclasses import replace
 
 import numpy as np

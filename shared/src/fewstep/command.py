@@ -14,6 +14,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command as typer_command
 
+from fewstep import verbs_distill
+
 GROUP = "fewstep.commands"
 DEBUG = "FEWSTEP_DEBUG"
 
@@ -143,6 +145,11 @@ def tune(
 
     request = Request(model, budget, data, objective, samples, max_minutes, seed, device, as_json, output)
     raise typer.Exit(run(request))
+
+
+app.command()(verbs_distill.distill)
+app.command()(verbs_distill.pairs)
+app.command()(verbs_distill.compare)
 
 
 def describe(error: BaseException) -> str:

@@ -51,7 +51,9 @@ class FlowMap:
         conditions: Mapping[str, Any] | None = None,
     ) -> None:
         accepted = condition_names(net)
-        self.takes_target = accepted is not None and "s" in accepted
+        # Our networks have the argument also where their configuration leaves it without use.
+        used = getattr(getattr(net, "config", None), "two_times", True)
+        self.takes_target = accepted is not None and "s" in accepted and used
         self.net, self.path = net, path
         self.denoiser = Denoiser(net, path, prediction)
         self.prediction = self.denoiser.prediction
@@ -101,11 +103,17 @@ class FlowMap:
         t: Shaped[Tensor, "batch"],
         s: Shaped[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch *shape"]:
-        """u = (z/(a + sigma) − D)/tau on the normalised clock, a velocity's raw output on rectified flow.
+        """u = (z/(a + sigma) − D)/tau on the normalised clock, a velocity's raw output on rectified flow."""
+        return self.velocity_of(self.predict(x, t, s), x, t)
+
+    def velocity_of(self, out: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """`mean_velocity` from a raw output that is known already.
 
         The weights of x and of the output are made in float64, so nothing cancels where tau is small.
+
+        Raises:
+            ValueError: the prediction has several heads.
         """
-        out = self.predict(x, t, s)
         weights = self.prediction.x0_at(point_on(self.path, t))
         if self.prediction.heads != 1:
             raise ValueError(f"mean_velocity needs a prediction with one head, not {self.prediction.name!r}")

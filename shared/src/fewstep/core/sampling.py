@@ -30,9 +30,11 @@ class Sampling:
         steps: network calls (steps of the solver for "ode").
         start: time of the first call; None: the path's t_max.
         times: of the calls after the first, decreasing, for that many steps; None: spread by `spacing`.
-        spacing: "clock" (uniform on the normalised clock), "log" (uniform in log sigma/a), or "karras".
+        spacing: "clock" (uniform on the normalised clock), "log" (uniform in log sigma/a), or "karras" (of
+            sigma/a); from a start without signal, where sigma/a is infinite, always "clock".
         solver: of kind "ode".
         gamma: share of fresh noise between jumps, for "flow-map".
+        kappa: sigma/a of the first call, in place of `start`: the same level on every path.
 
     Raises:
         ValueError: if an entry is unknown or out of range.
@@ -45,6 +47,7 @@ class Sampling:
     spacing: str = "karras"
     solver: str = "heun"
     gamma: float = 0.0
+    kappa: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -53,6 +56,17 @@ class Sampling:
             raise ValueError(f"spacing must be one of {', '.join(_SPACINGS)}, got {self.spacing!r}")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.kappa is not None and (self.start is not None or not self.kappa > 0):
+            raise ValueError(
+                f"kappa must be positive, without start, got kappa={self.kappa}, start={self.start}"
+            )
+
+    def first(self, path: Path) -> float:
+        """The time of the first call."""
+        if self.kappa is not None:
+            t = max(path.time_at(-math.log(self.kappa)), path.t_min)
+            return round(t) if path.is_discrete else t
+        return path.t_max if self.start is None else self.start
 
     def grid(self, path: Path, steps: int | None = None) -> list[float]:
         """The times that are visited, from the start to the clean end (or to t_min for "consistency").
@@ -63,7 +77,7 @@ class Sampling:
         steps = self.steps if steps is None else steps
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        start = path.t_max if self.start is None else self.start
+        start = self.first(path)
         last = path.t_min if self.kind == "consistency" else path.t_clean
         if self.times is not None and steps == len(self.times) + 1:
             return [start, *self.times, last]
@@ -124,11 +138,15 @@ def _by_clock(path: Path, start: float, steps: int) -> list[float]:
 
 
 def _by_log(path: Path, start: float, steps: int) -> list[float]:
+    if path.half_log_snr(start) == -math.inf:
+        return _by_clock(path, start, steps)
     lam, end = path.half_log_snr(start), path.half_log_snr(path.t_min)
     return [start, *(path.time_at(lam + (end - lam) * i / steps) for i in range(1, steps))]
 
 
 def _by_karras(path: Path, start: float, steps: int) -> list[float]:
+    if path.half_log_snr(start) == -math.inf:
+        return _by_clock(path, start, steps)
     top, low = (math.exp(-path.half_log_snr(t) / 7) for t in (start, path.t_min))
     return [
         start,

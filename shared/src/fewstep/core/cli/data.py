@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def read_samples(name: str, shape: Sequence[int]) -> Tensor:
             raise ValueError(f"{source.path} is not of a known kind: {', '.join(sorted(readers))}")
         try:
             part = reader(source.path, shape)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise ValueError(f"{source.path} cannot be read: {error}") from error
         if tuple(part.shape[1:]) != tuple(shape):
             got, wanted = tuple(part.shape[1:]), tuple(shape)

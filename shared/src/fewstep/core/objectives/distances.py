@@ -82,3 +82,24 @@ class Mixture:
         self, x: Float[Tensor, "batch *shape"], y: Float[Tensor, "batch *shape"]
     ) -> Float[Tensor, "batch"]:
         return torch.stack([weight * distance(x, y) for weight, distance in self.parts]).sum(0)
+
+
+DISTANCES: dict[str, Callable[[], Distance]] = {
+    "squared": SquaredError,
+    "absolute": AbsoluteError,
+    "pseudo-huber": PseudoHuber,
+    "adaptive": AdaptiveError,
+}
+
+
+def distance(name: str | Distance) -> Distance:
+    """The distance of that name with its defaults (a distance is returned as it is).
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if not isinstance(name, str):
+        return name
+    if name not in DISTANCES:
+        raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {name!r}")
+    return DISTANCES[name]()

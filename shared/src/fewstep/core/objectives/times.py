@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -14,6 +14,7 @@ from fewstep.core.objectives.sample_batch import uniform
 from fewstep.core.paths import Path
 
 
+@runtime_checkable
 class TimeSampler(Protocol):
     """Draws one time of the path per sample."""
 
@@ -54,6 +55,35 @@ class Uniform:
 
 
 @dataclass(frozen=True)
+class UniformClock:
+    """tau uniform on the normalised clock: rectified flow's uniform time, on any path.
+
+    Args:
+        low: smallest tau; None: that of t_min.
+        high: largest tau; None: that of t_max.
+
+    Reference: Liu, Gong and Liu 2023, "Flow Straight and Fast", equation 1.
+    """
+
+    low: float | None = None
+    high: float | None = None
+
+    def __call__(
+        self, path: Path, count: int, generator: torch.Generator, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        low, high = clock_ends(path)
+        low, high = low if self.low is None else self.low, high if self.high is None else self.high
+        tau = low + (high - low) * uniform(count, generator, device)
+        return _inside(path, time_of_clock(path, tau))
+
+
+def clock_ends(path: Path) -> tuple[float, float]:
+    """Return tau at t_min and at t_max."""
+    (a, _, sigma), (a_end, _, sigma_end) = path.coefficients(path.t_min), path.coefficients(path.t_max)
+    return sigma / (a + sigma), sigma_end / (a_end + sigma_end)
+
+
+@dataclass(frozen=True)
 class LogNormal:
     """ln(sigma/a) ~ N(mean, std²).
 
@@ -90,9 +120,10 @@ class LogitNormal:
 
 @dataclass(frozen=True)
 class UShaped:
-    """Density ∝ exp(a·u) + exp(−a·u) of u = 2·tau − 1: both ends of the clock are seen more often.
+    """Density ∝ exp(a·tau) + exp(a·(1 − tau)): both ends of the clock are seen more often.
 
-    Reference: Lee, Lin and Fanti 2024, "Improving the Training of Rectified Flows", section 4.1.
+    Reference: Lee, Lin and Fanti 2024, "Improving the Training of Rectified Flows", section 4.1; the density
+        is that of the published code, where a = 4 is the value of the paper.
     """
 
     a: float = 4.0
@@ -100,9 +131,9 @@ class UShaped:
     def __call__(
         self, path: Path, count: int, generator: torch.Generator, device: torch.device | str = "cpu"
     ) -> Tensor:
-        # The distribution function of cosh(a·u) on [−1, 1] is sinh(a·u)/sinh(a), up to its place.
+        # The density is that of cosh(a·u), u = tau − 1/2, whose integral from −1/2 is sinh(a·u) + sinh(a/2).
         position = 2 * uniform(count, generator, device) - 1
-        tau = 0.5 + torch.asinh(position * math.sinh(self.a)) / (2 * self.a)
+        tau = 0.5 + torch.asinh(position * math.sinh(self.a / 2)) / self.a
         return _inside(path, time_of_clock(path, tau.clamp(1e-12, 1 - 1e-12)))
 
 
@@ -136,7 +167,21 @@ class Choice:
 
 TIMES: dict[str, Callable[[], TimeSampler]] = {
     "uniform": Uniform,
+    "uniform-clock": UniformClock,
     "log-normal": LogNormal,
     "logit-normal": LogitNormal,
     "u-shaped": UShaped,
 }
+
+
+def time_sampler(name: str | TimeSampler) -> TimeSampler:
+    """The sampler of that name with its defaults (a sampler is returned as it is).
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if not isinstance(name, str):
+        return name
+    if name not in TIMES:
+        raise ValueError(f"times must be one of {', '.join(TIMES)}, got {name!r}")
+    return TIMES[name]()

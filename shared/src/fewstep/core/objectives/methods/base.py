@@ -28,6 +28,8 @@ class Material:
         updates: of the student in the whole run, for curricula that count them.
         null_label: the label that means "none"; None: the model has no classes.
         options: further settings of the method, from its recipe.
+        sampling: how the student will be sampled, for methods that train it as it is used (None: as the
+            method says).
     """
 
     path: Path
@@ -38,6 +40,7 @@ class Material:
     updates: int = 10_000
     null_label: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Sampling | None = field(default=None, kw_only=True)
 
     def taught(self) -> FlowMap:
         """The teacher.

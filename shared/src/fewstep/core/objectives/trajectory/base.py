@@ -106,7 +106,9 @@ class TrajectoryDistillation(Objective):
             raise ValueError("an averaged target is a copy of the student; pass student=")
         self.path, self.prediction, self.rule = path, prediction, rule
         self.teacher, self.decay, self.optimizer = teacher, target, optimizer
-        self.target = None if target is None else copy.deepcopy(student).requires_grad_(False)
+        self.target: nn.Module | None = None
+        if target is not None and student is not None:
+            self.target = copy.deepcopy(student).requires_grad_(False)
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase, "train"."""
@@ -127,17 +129,23 @@ class TrajectoryDistillation(Objective):
         if self.target is None or self.decay is None:
             return
         decay = self.decay(moment) if callable(self.decay) else self.decay
-        weights = list(self.target.parameters())
-        torch._foreach_lerp_(weights, list(networks[STUDENT].parameters()), 1 - decay)
+        for ours, theirs in zip(self.target.parameters(), networks[STUDENT].parameters(), strict=True):
+            ours.lerp_(theirs, 1 - decay)
         for theirs, ours in zip(networks[STUDENT].buffers(), self.target.buffers(), strict=True):
             ours.copy_(theirs)
 
-    def _loss(self, networks: Networks, batch: Batch, generator: torch.Generator, moment: Moment) -> Losses:
+    def situation(
+        self, networks: Networks, batch: Batch, generator: torch.Generator, moment: Moment
+    ) -> Situation:
+        """What the rule works with, for a batch of the run."""
         read = SampleBatch.read(batch)
         student = read.flow_map(networks[STUDENT], self.path, self.prediction)
         target = student
         if self.target is not None:
             target = read.flow_map(networks[TARGET], self.path, self.prediction)
         teacher = None if self.teacher is None else self.teacher.given(**student.conditions)
-        losses = self.rule(Situation(student, target, teacher, read, generator, moment))
+        return Situation(student, target, teacher, read, generator, moment)
+
+    def _loss(self, networks: Networks, batch: Batch, generator: torch.Generator, moment: Moment) -> Losses:
+        losses = self.rule(self.situation(networks, batch, generator, moment))
         return losses.mean() if isinstance(losses, Tensor) else losses
