@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tools.distill_table import PAGE
+from tools.solver_pages import write_between
 from torch import Tensor
 
 from fewstep.core import paths
@@ -81,54 +83,53 @@ class Domain:
     rows: Mapping[str, Row]
 
 
-def _rows(base: dict[str, Any], updates: Callable[[float], int], straight: str) -> dict[str, Row]:
-    """The same students for both domains; `updates` scales their lengths.
+def _rows(run: Callable[[float], dict[str, Any]], straight: str) -> dict[str, Row]:
+    """The same students for both domains; `run` gives the recipe of a length, the teacher's being 1.
 
     `straight` is the teacher of those that learn straight paths.
     """
-
-    def run(share: float, **more: Any) -> dict[str, Any]:
-        return {**base, "updates": updates(share), **more}
-
-    score = {"learning_rate": 1e-4}
+    teacher = {**run(1.0), "learning_rate": 1e-3}
+    score = {**run(0.2), "learning_rate": 1e-4}
     return {
-        EDM_TEACHER: Row("denoise", None, "denoising", (1, 2, 9, 18), run(1.0, learning_rate=1e-3)),
-        FLOW_TEACHER: Row("flow-matching", None, "denoising", (1, 2, 8, 18), run(1.0, learning_rate=1e-3)),
-        "reflow": Row("reflow", straight, "paths", (1, 2, 4), run(0.8), pairs_of=straight),
+        EDM_TEACHER: Row("denoise", None, "denoising", (1, 2, 9, 18), teacher),
+        FLOW_TEACHER: Row("flow-matching", None, "denoising", (1, 2, 8, 18, 32), teacher),
+        "reflow": Row("reflow", straight, "straight paths", (1, 2, 4), run(0.8), pairs_of=straight),
         "reflow + distil": Row("instaflow", "reflow", "regression", (1,), run(0.6), pairs_of=straight),
         "cd": Row("cd", EDM_TEACHER, "consistency", (1, 2), run(0.8)),
         "ect": Row("ect", EDM_TEACHER, "consistency", (1, 2), run(0.8)),
         "ctm": Row("ctm", EDM_TEACHER, "flow map", (1, 2, 4), run(0.3)),
         "meanflow": Row("meanflow-distill", straight, "average velocity", (1, 2, 4), run(0.8)),
-        "dmd": Row("dmd", EDM_TEACHER, "score", (1,), run(0.2, **score)),
-        "sid": Row("sid", EDM_TEACHER, "score", (1,), run(0.2, **score)),
-        "dmd2": Row("dmd2", EDM_TEACHER, "score and adversarial", (1,), run(0.2, **score)),
-        "fdistill": Row("fdistill", EDM_TEACHER, "score and adversarial", (1,), run(0.2, **score)),
+        "dmd": Row("dmd", EDM_TEACHER, "score, integral KL", (1,), score),
+        "sid": Row("sid", EDM_TEACHER, "score, Fisher", (1,), score),
+        "dmd2": Row("dmd2", EDM_TEACHER, "score and judge", (1,), score),
+        "fdistill": Row("fdistill", EDM_TEACHER, "score and judge", (1,), score),
     }
 
 
 def _digits() -> Domain:
     (pictures, _), (held, _) = digit_features.split()
     network = MLPConfig(shape=(1, 8, 8), width=384, depth=4, embedding=128)
-    base = {"batch_size": 128, "ema": 0.998, "validate_every": 500}
+    base = {"batch_size": 128, "ema": 0.998, "validate_every": 250, "validation_samples": 600}
     return Domain(
         lambda: ({"x0": pictures}, held),
         digit_features.features,
         network,
         0.752,
-        _rows(base, lambda share: round(5_000 * share), FLOW_TEACHER),
+        _rows(lambda share: {**base, "updates": round(5_000 * share)}, FLOW_TEACHER),
     )
 
 
 def _grey(file: File) -> Domain:
     train, held = grey_features.pictures(file)
-    base = {"batch_size": 64, "ema": 0.999, "precision": "bf16", "validate_every": 500}
+    base = {"ema": 0.999, "precision": "bf16", "validation_samples": 500, "updates": 100_000}
+    students = {**base, "batch_size": 32, "ema": 0.995, "validate_every": 50, "max_minutes": 5.0}
+    teacher = {**base, "batch_size": 64, "validate_every": 1_000, "max_minutes": 45.0}
     return Domain(
         lambda: ({"x0": torch.cat([train, train.flip(-1)])}, held),
         lambda pictures: grey_features.features(file, pictures),
         UNetConfig(),
         0.461,
-        _rows(base, lambda share: round(6_300 * share), EDM_TEACHER),
+        _rows(lambda share: teacher if share == 1.0 else students, EDM_TEACHER),
     )
 
 
@@ -248,6 +249,7 @@ def main() -> None:
     parser.add_argument("--data", type=File, help="the grey pictures")
     parser.add_argument("--rows", nargs="*", help="names of rows (default: all)")
     parser.add_argument("--report", action="store_true", help="only print what has been measured")
+    parser.add_argument("--write", action="store_true", help="put the table into the documentation")
     parser.add_argument("--picture", type=File, help="write samples of the rows to this PNG file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -260,7 +262,13 @@ def main() -> None:
         names = [name for name in names if name.replace(" ", "-") in done]
     for name in names:
         print(name, bench.quality(name), flush=True)
-    print(report(bench, names))
+    table = report(bench, names)
+    print(table)
+    if arguments.write:
+        command = (
+            f"<!-- {arguments.domain}: python -m tests.bench.bench_distill_images {arguments.domain} -->"
+        )
+        write_between(PAGE, table, (command, f"<!-- end of {arguments.domain} -->"))
     if arguments.picture:
         picture(bench, names, arguments.picture)
 

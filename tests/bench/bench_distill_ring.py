@@ -1,8 +1,9 @@
 """Every family of distillation on the ring of eight Gaussians: quality of one to four calls.
 
-    python -m tests.bench.bench_distill_ring                      # all rows, three seeds (about two hours)
+    python -m tests.bench.bench_distill_ring                      # all rows, three seeds: an hour
     python -m tests.bench.bench_distill_ring cd reflow --seeds 1  # some rows, one seed
     python -m tests.bench.bench_distill_ring --report             # the table of what has been measured
+    python -m tests.bench.bench_distill_ring --report --write     # and put it into docs/distillation.md
 
 Students start from a teacher that `tests.bench.ring` trains once per seed. Measured rows are kept in
 runs/ring/results; delete a file to measure it again.
@@ -15,10 +16,11 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path as File
 from typing import Any
 
 import torch
+from tools.distill_table import MEASURED, PAGE
+from tools.solver_pages import write_between
 from torch import Tensor
 
 from fewstep.core import sample
@@ -30,6 +32,7 @@ from fewstep.core.sampling import Sampling
 from tests.bench import ring
 
 RESULTS = ring.RUNS / "results"
+MARKERS = ("<!-- ring: python -m tests.bench.bench_distill_ring -->", "<!-- end of ring -->")
 SAMPLES = 200_000
 
 
@@ -62,23 +65,22 @@ TRAJECTORY = {"batch_size": 512, "ema": 0.998, "learning_rate": 1e-3}
 SCORE = {"batch_size": 256, "ema": 0.998, "learning_rate": 3e-4}
 ROWS: dict[str, Row] = {
     "reflow": Row(
-        "reflow", "flow", {**TRAJECTORY, "updates": 12_000}, limit=0.025, pairs=True, calls=(1, 2, 4)
+        "reflow", "flow", {**TRAJECTORY, "updates": 6_000}, limit=0.025, pairs=True, calls=(1, 2, 4)
     ),
     "reflow + distil": Row(
-        "instaflow", "reflow", {**TRAJECTORY, "updates": 6_000}, limit=0.020, pairs=True, calls=(1,)
+        "instaflow", "reflow", {**TRAJECTORY, "updates": 2_500}, limit=0.020, pairs=True, calls=(1,)
     ),
-    "cd": Row("cd", "edm", {**TRAJECTORY, "updates": 5_000}, middle=(0.8,), limit=0.032),
-    "ict": Row("ict", "edm", {**TRAJECTORY, "updates": 10_000}, middle=(1.5,), limit=0.13),
-    "ect": Row("ect", "edm", {**TRAJECTORY, "updates": 10_000}, middle=(1.5,), limit=0.13),
-    "ctm": Row("ctm", "edm", {**TRAJECTORY, "updates": 3_000}, limit=0.05, calls=(1, 2, 4)),
-    "meanflow": Row("meanflow", "flow", {**TRAJECTORY, "batch_size": 256, "updates": 6_000}, limit=0.12),
-    "meanflow-distill": Row("meanflow-distill", "flow", {**TRAJECTORY, "batch_size": 256, "updates": 6_000}),
-    "dmd": Row("dmd", "edm", {**SCORE, "updates": 3_000}, limit=0.05, calls=(1,)),
-    "dmd2": Row("dmd2", "edm", {**SCORE, "updates": 3_000}, limit=0.05, calls=(1,)),
-    "sid": Row("sid", "edm", {**SCORE, "updates": 2_000}, limit=0.06, calls=(1,)),
-    "sim": Row("sim", "edm", {**SCORE, "updates": 2_000}, limit=0.06, calls=(1,)),
-    "uni-instruct": Row("uni-instruct", "edm", {**SCORE, "updates": 2_000}, limit=0.06, calls=(1,)),
-    "fdistill": Row("fdistill", "edm", {**SCORE, "updates": 2_000}, limit=0.042, calls=(1,)),
+    "cd": Row("cd", "edm", {**TRAJECTORY, "updates": 2_000}, middle=(0.8,), limit=0.032),
+    "ict": Row("ict", "edm", {**TRAJECTORY, "updates": 5_000}, middle=(1.5,), limit=0.13),
+    "ect": Row("ect", "edm", {**TRAJECTORY, "updates": 4_000}, middle=(1.5,), limit=0.13),
+    "ctm": Row("ctm", "edm", {**TRAJECTORY, "updates": 1_500}, limit=0.05, calls=(1, 2, 4)),
+    "meanflow": Row("meanflow", "flow", {**TRAJECTORY, "batch_size": 256, "updates": 4_000}, limit=0.12),
+    "dmd": Row("dmd", "edm", {**SCORE, "updates": 600}, limit=0.05, calls=(1,)),
+    "dmd2": Row("dmd2", "edm", {**SCORE, "updates": 500}, limit=0.05, calls=(1,)),
+    "sid": Row("sid", "edm", {**SCORE, "updates": 1_000}, limit=0.06, calls=(1,)),
+    "sim": Row("sim", "edm", {**SCORE, "updates": 1_000}, limit=0.06, calls=(1,)),
+    "uni-instruct": Row("uni-instruct", "edm", {**SCORE, "updates": 800}, limit=0.06, calls=(1,)),
+    "fdistill": Row("fdistill", "edm", {**SCORE, "updates": 700}, limit=0.042, calls=(1,)),
 }
 
 
@@ -170,6 +172,13 @@ def report(names: list[str], seeds: range) -> str:
     return "\n".join(lines)
 
 
+def one_call(name: str, seeds: range) -> float:
+    """Median of sw2 with one call."""
+    files = [RESULTS / f"{name.replace(' ', '')}-{seed}.json" for seed in seeds]
+    found = [json.loads(file.read_text())["calls"]["1"]["sw2"] for file in files if file.is_file()]
+    return round(statistics.median(found), 4)
+
+
 def _line(name: str, calls: int, found: list[dict[str, float]], limit: float | None, seconds: float) -> str:
     middle = {key: statistics.median(one[key] for one in found) for key in found[0]}
     numbers = " | ".join(f"{middle[key]:.4f}" for key in ("sw2", "energy", "inlier", "mode_tv"))
@@ -184,7 +193,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", default=list(ROWS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--report", action="store_true", help="only print what has been measured")
-    parser.add_argument("--write", type=File, help="also write the table to this file")
+    parser.add_argument("--write", action="store_true", help="put the table into the documentation")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for seed in range(0 if arguments.report else arguments.seeds):
@@ -196,7 +205,10 @@ def main() -> None:
     table = report(arguments.rows, range(arguments.seeds))
     print(table)
     if arguments.write:
-        arguments.write.write_text(table + "\n", encoding="utf-8")
+        write_between(PAGE, table, MARKERS)
+        reached = {ROWS[name].method: one_call(name, range(arguments.seeds)) for name in arguments.rows}
+        MEASURED.parent.mkdir(parents=True, exist_ok=True)
+        MEASURED.write_text(json.dumps(reached, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from tools.train_digits import TRAINING_PICTURES, digits
 from torch import Tensor, nn
 
+from fewstep.core.metrics import frechet_distance
+
 CACHE = Path("runs/digit-features/classifier.safetensors")
 STEPS = 1500
 
@@ -88,17 +90,8 @@ def feature_fid(pictures: Tensor) -> float:
 
 
 def frechet(ours: Tensor, theirs: Tensor) -> float:
-    """‖m − m'‖² + tr(C + C' − 2(C C')^½) of two sets of features (n, features) in float64."""
-    shift = (ours.mean(0) - theirs.mean(0)).square().sum()
-    first, second = torch.cov(ours.T), torch.cov(theirs.T)
-    # tr (C C')^½ is the sum of the singular values of C^½ C'^½.
-    cross = torch.linalg.svdvals(_root(first) @ _root(second)).sum()
-    return float(shift + first.trace() + second.trace() - 2 * cross)
-
-
-def _root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    """Fréchet distance of two sets of features (n, features)."""
+    return float(frechet_distance(ours, theirs))
 
 
 def metrics(pictures: Tensor) -> dict[str, float]:

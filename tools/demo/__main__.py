@@ -13,7 +13,7 @@ import torch
 from .page import document
 
 # One module per domain, each with TITLE and section(folder, say, model) -> HTML, and its shipped checkpoint.
-DOMAINS = {"restoration": "resshift-x4"}
+DOMAINS = {"restoration": "resshift-x4", "digits": "digits-onestep"}
 LEAD = (
     "Every picture and number on this page was made on this machine by the command that wrote it, "
     "from files that come with installed packages and with the checkpoints that ship with fewstep."
