@@ -122,7 +122,7 @@ def _digits() -> Domain:
 def _grey(file: File) -> Domain:
     train, held = grey_features.pictures(file)
     base = {"ema": 0.999, "precision": "bf16", "validation_samples": 500, "updates": 100_000}
-    students = {**base, "batch_size": 32, "ema": 0.995, "validate_every": 50, "max_minutes": 5.0}
+    students = {**base, "batch_size": 32, "ema": 0.995, "validate_every": 50, "max_minutes": 3.0}
     teacher = {**base, "batch_size": 64, "validate_every": 1_000, "max_minutes": 45.0}
     return Domain(
         lambda: ({"x0": torch.cat([train, train.flip(-1)])}, held),

@@ -73,7 +73,7 @@ ROWS: dict[str, Row] = {
     "cd": Row("cd", "edm", {**TRAJECTORY, "updates": 2_000}, middle=(0.8,), limit=0.032),
     "ict": Row("ict", "edm", {**TRAJECTORY, "updates": 5_000}, middle=(1.5,), limit=0.13),
     "ect": Row("ect", "edm", {**TRAJECTORY, "updates": 4_000}, middle=(1.5,), limit=0.13),
-    "ctm": Row("ctm", "edm", {**TRAJECTORY, "updates": 1_500}, limit=0.05, calls=(1, 2, 4)),
+    "ctm": Row("ctm", "edm", {**TRAJECTORY, "updates": 1_500}, middle=(10.0,), limit=0.05, calls=(1, 2, 4)),
     "meanflow": Row("meanflow", "flow", {**TRAJECTORY, "batch_size": 256, "updates": 4_000}, limit=0.12),
     "dmd": Row("dmd", "edm", {**SCORE, "updates": 600}, limit=0.05, calls=(1,)),
     "dmd2": Row("dmd2", "edm", {**SCORE, "updates": 500}, limit=0.05, calls=(1,)),

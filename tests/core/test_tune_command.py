@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tests.core.commands import fewstep as run_commands
 
 from fewstep.core import paths
 from fewstep.core.cli import tune as command
@@ -30,37 +31,9 @@ def model(tmp_path_factory):
     return folder
 
 
-SEVERAL = """
-import contextlib, io, json, sys
-from fewstep.command import main
-
-results = []
-for arguments in json.load(sys.stdin):
-    out, err, code = io.StringIO(), io.StringIO(), None
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main(["tune", *arguments])
-        except SystemExit as ended:
-            code = ended.code
-    results.append([code, out.getvalue(), " ".join(err.getvalue().replace("│", " ").split())])
-json.dump(results, sys.stdout)
-"""
-
-
-def fewstep(folder, *commands):
-    """Run several commands in one process, as each would be alone: (exit code, output, errors) of each."""
-    result = subprocess.run(
-        [sys.executable, "-c", SEVERAL],
-        cwd=folder,
-        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
-        input=json.dumps([list(map(str, command)) for command in commands]),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+def fewstep(folder, *words):
+    """Run `fewstep tune` several times: (exit code, output, errors) of each."""
+    return run_commands(folder, *(("tune", *arguments) for arguments in words))
 
 
 QUICK = ("--samples", 4, "--max-minutes", 0.05, "--device", "cpu")

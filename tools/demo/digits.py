@@ -17,7 +17,7 @@ from fewstep.core.sampling import Sampling
 from .page import Column, Picture, Row, card, paragraph, strip, table
 
 TITLE = "Digits, drawn in one network call"
-TEACHER, SHOWN, COUNT = "digits", 100, 1000
+TEACHER, SHOWN, COUNT = "digits", 100, 500
 COLUMNS = (
     Column("network calls", 0),
     Column("sliced Wasserstein", 4, larger_is_better=False),
