@@ -168,7 +168,9 @@ def report(names: list[str], seeds: range) -> str:
             found = [run["calls"][str(calls)] for run in runs]
             limit = ROWS[name].limit if calls == 1 else None
             seconds = statistics.median(run["seconds"] for run in runs)
-            lines.append(_line(f"{name} ({len(runs)} seeds)", calls, found, limit, seconds))
+            lines.append(
+                _line(f"{name} ({len(runs)} seed{'s' * (len(runs) > 1)})", calls, found, limit, seconds)
+            )
     return "\n".join(lines)
 
 

@@ -1,5 +1,7 @@
 """FlowMap, the normalised clock, and Sampling on every path."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 import math
 from itertools import pairwise
 

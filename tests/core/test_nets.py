@@ -1,5 +1,7 @@
 """The small general networks, with one time and with two."""
 
+# pyright: reportAssignmentType=false
+
 import pytest
 import torch
 

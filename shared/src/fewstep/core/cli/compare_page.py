@@ -29,7 +29,8 @@ table{border-collapse:collapse;margin:1rem 0}
 td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
 td:nth-child(-n+2),th:nth-child(-n+2){text-align:left}td.best{font-weight:600}
 figure{display:inline-block;margin:.5rem 1rem .5rem 0}figcaption{font-size:13px}
-img{image-rendering:pixelated;max-width:260px}"""
+img{image-rendering:pixelated;max-width:260px}
+svg{max-width:100%;height:auto}"""
 
 
 def draw_chart(found: Sequence[Measurement], floor: dict[str, float]) -> str:
