@@ -2,7 +2,6 @@
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
-import math
 from itertools import pairwise
 
 import pytest
@@ -198,4 +197,3 @@ class TestSampling:
     def test_bad_values_are_named(self, options, message):
         with pytest.raises(ValueError, match=message):
             Sampling(**options)
-        assert math.isfinite(Sampling().first(paths.EDM()))

@@ -19,7 +19,7 @@ from fewstep.core.training import Moment
 
 GENERATOR = torch.Generator()
 EXACT = 1e-12
-# SiD, DMD2 and FastGen compute the divisor mean |x − D|, or a noise level, in float32.
+# Published code with scalars in float32: that explains VSD to the last digit, SiD and DMD2 only in part.
 SINGLE = 5e-7
 
 
