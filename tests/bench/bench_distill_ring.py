@@ -1,12 +1,12 @@
 """Every family of distillation on the ring of eight Gaussians: quality of one to four calls.
 
-    python -m tests.bench.bench_distill_ring                      # all rows, three seeds: an hour
+    python -m tests.bench.bench_distill_ring                      # all rows, up to three seeds: two hours
     python -m tests.bench.bench_distill_ring cd reflow --seeds 1  # some rows, one seed
     python -m tests.bench.bench_distill_ring --report             # the table of what has been measured
     python -m tests.bench.bench_distill_ring --report --write     # and put it into docs/distillation.md
 
-Students start from a teacher that `tests.bench.ring` trains once per seed. Measured rows are kept in
-runs/ring/results; delete a file to measure it again.
+The rows are those of `tests.bench.ring_rows`. Students start from a teacher that `tests.bench.ring` trains
+once per seed. Measured rows are kept in runs/ring/results; delete a file to measure it again.
 """
 
 import argparse
@@ -14,8 +14,6 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,62 +28,15 @@ from fewstep.core.objectives.distill import Distillation
 from fewstep.core.objectives.recipe import DistillRecipe
 from fewstep.core.sampling import Sampling
 from tests.bench import ring
+from tests.bench.ring_rows import ROWS
 
 RESULTS = ring.RUNS / "results"
 MARKERS = ("<!-- ring: python -m tests.bench.bench_distill_ring -->", "<!-- end of ring -->")
 SAMPLES = 200_000
 
 
-@dataclass(frozen=True)
-class Row:
-    """One student.
-
-    Args:
-        method: its name.
-        teacher: "edm", "flow", or another row whose student is the teacher.
-        recipe: fields of DistillRecipe other than the method's own.
-        options: of the method.
-        calls: numbers of calls that are measured.
-        middle: times of the second call, where they are not the sampling's own.
-        limit: largest median of sw2 for one call that the plan allows (None: none is stated).
-        pairs: train on pairs of the flow teacher.
-    """
-
-    method: str
-    teacher: str = "edm"
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    calls: tuple[int, ...] = (1, 2)
-    middle: tuple[float, ...] = ()
-    limit: float | None = None
-    pairs: bool = False
-
-
-TRAJECTORY = {"batch_size": 512, "ema": 0.998, "learning_rate": 1e-3}
-SCORE = {"batch_size": 256, "ema": 0.998, "learning_rate": 3e-4}
-ROWS: dict[str, Row] = {
-    "reflow": Row(
-        "reflow", "flow", {**TRAJECTORY, "updates": 6_000}, limit=0.025, pairs=True, calls=(1, 2, 4)
-    ),
-    "reflow + distil": Row(
-        "instaflow", "reflow", {**TRAJECTORY, "updates": 2_500}, limit=0.020, pairs=True, calls=(1,)
-    ),
-    "cd": Row("cd", "edm", {**TRAJECTORY, "updates": 2_000}, middle=(0.8,), limit=0.032),
-    "ict": Row("ict", "edm", {**TRAJECTORY, "updates": 5_000}, middle=(1.5,), limit=0.13),
-    "ect": Row("ect", "edm", {**TRAJECTORY, "updates": 4_000}, middle=(1.5,), limit=0.13),
-    "ctm": Row("ctm", "edm", {**TRAJECTORY, "updates": 1_500}, middle=(10.0,), limit=0.05, calls=(1, 2, 4)),
-    "meanflow": Row("meanflow", "flow", {**TRAJECTORY, "batch_size": 256, "updates": 4_000}, limit=0.12),
-    "dmd": Row("dmd", "edm", {**SCORE, "updates": 600}, limit=0.05, calls=(1,)),
-    "dmd2": Row("dmd2", "edm", {**SCORE, "updates": 500}, limit=0.05, calls=(1,)),
-    "sid": Row("sid", "edm", {**SCORE, "updates": 1_000}, limit=0.06, calls=(1,)),
-    "sim": Row("sim", "edm", {**SCORE, "updates": 1_000}, limit=0.06, calls=(1,)),
-    "uni-instruct": Row("uni-instruct", "edm", {**SCORE, "updates": 800}, limit=0.06, calls=(1,)),
-    "fdistill": Row("fdistill", "edm", {**SCORE, "updates": 700}, limit=0.042, calls=(1,)),
-}
-
-
 def student(name: str, seed: int) -> tuple[DiffusionModel, float]:
-    """The student of a row and the seconds that its training took (of the clock, on whatever else ran)."""
+    """The student of a row and the seconds of the processor that its training took."""
     row, folder = ROWS[name], ring.RUNS / f"{name.replace(' ', '')}-{seed}"
     known = folder / "model.safetensors"
     if known.is_file():
@@ -174,11 +125,12 @@ def report(names: list[str], seeds: range) -> str:
     return "\n".join(lines)
 
 
-def one_call(name: str, seeds: range) -> float:
-    """Median of sw2 with one call."""
+def fewest_calls(name: str, seeds: range) -> tuple[int, float] | None:
+    """The smallest number of calls of a row, and the median of sw2 with it; None: not measured."""
     files = [RESULTS / f"{name.replace(' ', '')}-{seed}.json" for seed in seeds]
-    found = [json.loads(file.read_text())["calls"]["1"]["sw2"] for file in files if file.is_file()]
-    return round(statistics.median(found), 4)
+    calls = min(ROWS[name].calls)
+    found = [json.loads(file.read_text())["calls"][str(calls)]["sw2"] for file in files if file.is_file()]
+    return (calls, round(statistics.median(found), 4)) if found else None
 
 
 def _line(name: str, calls: int, found: list[dict[str, float]], limit: float | None, seconds: float) -> str:
@@ -200,6 +152,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for seed in range(0 if arguments.report else arguments.seeds):
         for name in arguments.rows:
+            if seed >= ROWS[name].seeds:
+                continue
             found = measure(name, seed)
             print(
                 name, seed, {calls: round(one["sw2"], 4) for calls, one in found["calls"].items()}, flush=True
@@ -208,7 +162,8 @@ def main() -> None:
     print(table)
     if arguments.write:
         write_between(PAGE, table, MARKERS)
-        reached = {ROWS[name].method: one_call(name, range(arguments.seeds)) for name in arguments.rows}
+        found = {ROWS[name].method: fewest_calls(name, range(arguments.seeds)) for name in arguments.rows}
+        reached = {method: figure for method, figure in found.items() if figure is not None}
         MEASURED.parent.mkdir(parents=True, exist_ok=True)
         MEASURED.write_text(json.dumps(reached, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -4,8 +4,8 @@
 
 A digit is 4 × 4 patches of 2 × 2 pixels, each one of 64 codes (k-means on the training part). The teacher, a
 causal transformer, is trained here; its flows make pairs (noise, tokens); DD1 trains on them; DD2 begins as
-the DD1 student, its fake score as a network that learned the teacher's. Every stage is kept under
-runs/distilled-decoding: a run that was interrupted goes on where it was.
+the DD1 student, its fake score as the teacher. Every stage is kept under runs/distilled-decoding: a run that
+was interrupted goes on where it was, and a stage that came to its end is not trained again.
 
 nll: of the tokens under the teacher, nats a token (the teacher's own samples have its entropy); feature_fid,
 class_tv, confidence: see digit_features; right: share of samples that the classifier sees as the label they
@@ -29,20 +29,17 @@ from torch import Tensor, nn
 from fewstep.core.mixture_flow import MixtureFlow
 from fewstep.core.nets.autoregressive import Autoregressive, AutoregressiveConfig, TokenGenerator
 from fewstep.core.nets.conditional_denoiser import ConditionalDenoiser
+from fewstep.core.nets.mixture_denoiser import MixtureDenoiser
 from fewstep.core.objectives.distilled_decoding import DistilledDecoding, decode, generate
-from fewstep.core.objectives.distilled_decoding_2 import (
-    ConditionalScoreDistillation,
-    ConditionalScoreMatching,
-    TokenTeacher,
-)
+from fewstep.core.objectives.distilled_decoding_2 import ConditionalScoreDistillation, TokenTeacher
 from fewstep.core.training import Trainer, TrainerConfig
 from tests.bench import digit_features
 
 RUNS = Path("runs/distilled-decoding")
 CODES, STARTS, SAMPLES, PAIRS = 64, (0, 4, 8, 12), 1000, 8000
 CONFIG = AutoregressiveConfig(tokens=16, codes=CODES, features=4, width=64, depth=3, classes=10)
-SHARES = {"teacher": 0.2, "dd1": 0.4, "fake": 0.1, "dd2": 0.3}
-STEPS = {"teacher": 1500, "dd1": 4000, "fake": 2000, "dd2": 4000}
+SHARES = {"teacher": 0.2, "dd1": 0.4, "dd2": 0.4}
+STEPS = {"teacher": 1500, "dd1": 4000, "dd2": 4000}
 
 
 def patches(pictures: Tensor) -> Tensor:
@@ -75,7 +72,11 @@ def drawn(*parts: Tensor, names: tuple[str, ...], size: int = 64) -> Callable[[n
 
 
 def trained(name: str, net: nn.Module, objective, batches, minutes: float, rate: float) -> nn.Module:
-    """The averaged weights after the stage's updates, or after so many minutes."""
+    """The averaged weights after the stage's updates, or after its share of so many minutes; made once."""
+    kept = RUNS / name / "average.safetensors"
+    if kept.is_file():
+        net.load_state_dict(load_file(kept))
+        return net.eval().requires_grad_(False)
     config = TrainerConfig(
         max_steps=STEPS[name], max_minutes=minutes * SHARES[name], learning_rate=rate, log_every=200,
         weight_decay=0.05 if name == "teacher" else 0.0, tensorboard=False,
@@ -85,7 +86,9 @@ def trained(name: str, net: nn.Module, objective, batches, minutes: float, rate:
     print(f"{name}: {result.step} updates, {result.minutes:.1f} minutes", flush=True)
     if result.stopped == "interrupted":
         sys.exit("interrupted; the same command goes on")
-    return next(iter(trainer.ema.models.values())).eval()
+    average = next(iter(trainer.ema.models.values())).eval()
+    save_file(average.state_dict(), kept)
+    return average
 
 
 def tokens_loss(net: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
@@ -147,19 +150,27 @@ def main() -> None:
         ours, theirs = nll(model, tokens, label).mean(), nll(model, test_tokens, test_label).mean()
     print(f"teacher: {ours:.3f} nats a token on training data, {theirs:.3f} on test data")
 
+    with torch.no_grad():
+        chances, noise = model(tokens[:300], label[:300]), torch.randn(300, CONFIG.tokens, CONFIG.features)
+    fine = flow.tokens(noise, chances, 512)
+    for steps in (32, 64, 128):
+        wrong = float((flow.tokens(noise, chances, steps) != fine).double().mean())
+        print(f"flow: {100 * wrong:.2f} % of the tokens by {steps} Heun steps are not those of 512")
+
     student = TokenGenerator(CONFIG, points)
     student.load_state_dict(model.state_dict(), strict=False)
     pairs = drawn(*make_pairs(model, flow), names=("noise", "tokens", "label"))
     dd1 = trained("dd1", student, DistilledDecoding(points, STARTS), pairs, minutes, 2e-3)
 
     teacher = TokenTeacher(model, flow)
-    fake = ConditionalDenoiser(CONFIG, points)
-    fake.load_state_dict({k: v for k, v in model.state_dict().items() if k[:5] == "trunk"}, strict=False)
-    fake = trained("fake", fake, ConditionalScoreMatching(teacher), batches, minutes, 2e-3)
-    fake, begin = (copy.deepcopy(net).train().requires_grad_(True) for net in (fake, dd1))
+    fake = MixtureDenoiser(Autoregressive(CONFIG, points), flow, ConditionalDenoiser(CONFIG, points))
+    fake.model.load_state_dict(model.state_dict())
     fast = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)  # noqa: E731
-    objective = ConditionalScoreDistillation(teacher, fake, fake_updates=3, fake_optimizer=fast)
-    dd2 = trained("dd2", begin, objective, batches, minutes, 2e-4)
+    objective = ConditionalScoreDistillation(
+        teacher, fake, fake_updates=3, begins=0.1, fake_optimizer=fast
+    )  # fmt: skip
+    begin = copy.deepcopy(dd1).train().requires_grad_(True)
+    dd2 = trained("dd2", begin, objective, batches, minutes, 1e-4)
 
     random = torch.Generator().manual_seed(1)
     rows = [

@@ -10,6 +10,7 @@ from fewstep.core.clock import denormalised, spread, time_of_clock
 from fewstep.core.flow_map import FlowMap
 from fewstep.core.objectives.methods import Material, Method
 from fewstep.core.paths import Path
+from fewstep.core.sampling import Sampling
 from fewstep.core.training import Moment
 
 STD = 0.7
@@ -79,6 +80,16 @@ def learned(method: Method, teacher: FlowMap | None, steps: int, rate: float = 0
         optimizer.step()
         objective.after_update("train", networks, moment)
     return method.sampling.run(FlowMap(net, path, "velocity"), (1,), 2000)
+
+
+def apart(samples: Tensor) -> float:
+    """Wasserstein distance to N(1, 0.3²) of a Gaussian with the samples' mean and deviation."""
+    return float(((samples.mean() - 1).square() + (samples.std() - 0.3).square()).sqrt())
+
+
+def euler(calls: int) -> Tensor:
+    """Samples of as many Euler steps of the exact flow to N(1, 0.3²): what its students should beat."""
+    return Sampling("ode", calls, spacing="clock", solver="euler").run(teacher_of(1.0, 0.3), (1,), 2000)
 
 
 def teacher_of(mean: float, std: float) -> FlowMap:

@@ -4,7 +4,7 @@
 
 import pytest
 import torch
-from tests.core.gaussian_maps import exact, learned, states, teacher_of
+from tests.core.gaussian_maps import apart, euler, exact, learned, states, teacher_of
 from torch import nn
 
 from fewstep.core import paths
@@ -218,10 +218,9 @@ def test_log_variance_is_trained_with_the_student(tmp_path):
 
 @pytest.mark.parametrize(("name", "steps"), [("sct", 300), ("scm", 150)])
 def test_methods_learn(name, steps):
-    """One-step samples of N(1, 0.3²); a denoiser would give 1 ± 0."""
+    """One call is nearer to N(1, 0.3²) than two Euler steps of the exact flow."""
     samples = learned(methods.get(name), teacher_of(1.0, 0.3), steps, 0.1, derivative="difference")
-    assert samples.mean().item() == pytest.approx(1.0, abs=0.1)
-    assert samples.std().item() == pytest.approx(0.3, abs=0.12)
+    assert apart(samples) < apart(euler(2))
 
 
 @pytest.mark.parametrize(

@@ -150,8 +150,8 @@ def test_pairs_are_trained_on_where_they_are_needed(tmp_path):
     student = distill(make_teacher(), PAIRED, pairs=pairs, recipe=own(PAIRED, updates=500), folder=tmp_path)
     assert isinstance(student, DiffusionModel)
     made = student.generate(noise=noise)
-    # Every noise has its own x0; the data's mean alone would leave half of the noise's spread, 0.5.
-    assert float((made - pairs["x0"]).square().mean().sqrt()) < 0.15
+    # Every noise has its own x0; the data's mean alone would leave their whole spread.
+    assert float((made - pairs["x0"]).square().mean().sqrt()) < float(pairs["x0"].std()) / 2
 
 
 def test_previews_are_pictures(tmp_path):

@@ -1,5 +1,7 @@
 """Every method by its name goes through `distill` and leaves a student that can be loaded and sampled."""
 
+from typing import Any
+
 import pytest
 import torch
 from tests.core.distill_cases import make_data, make_teacher
@@ -8,8 +10,9 @@ from fewstep.core import paths
 from fewstep.core.models import DiffusionModel
 from fewstep.core.nets import MLPConfig
 from fewstep.core.objectives import methods
-from fewstep.core.objectives.distill import Distillation
+from fewstep.core.objectives.distill import Distillation, distill
 from fewstep.core.objectives.recipe import DistillRecipe
+from fewstep.core.objectives.student import make_material
 from fewstep.core.sampling import Sampling
 
 SHAPE = (1, 8, 8)
@@ -42,3 +45,18 @@ def test_a_student_of_every_method(name, tmp_path):
     assert loaded.sampling.steps == method.sampling.steps
     before, after = teacher.state_dict(), loaded.state_dict()
     assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_student_of_boss_is_sampled_at_the_times_it_was_trained_for(tmp_path):
+    path = paths.RectifiedFlow()
+    torch.manual_seed(0)
+    config = MLPConfig(width=8, depth=1, embedding=8)
+    teacher = DiffusionModel.with_network(config, path, "velocity", sampling=CLOCK)
+    torch.nn.init.normal_(dict(teacher.named_parameters())["net.last.weight"])
+    options = {"points": 20, "samples": 8}
+    recipe = DistillRecipe("boss", options, steps=3, updates=2)
+    student = distill(teacher, data=torch.randn(50, 2), recipe=recipe, folder=tmp_path)
+    found: Any = methods.get("boss").make(make_material(teacher, student, 2, {}), **options)
+    times = DiffusionModel.from_pretrained(tmp_path).sampling.grid(path)
+    assert times == pytest.approx(found.rule.boundaries)
+    assert times != pytest.approx([path.t_max * (1 - i / 3) for i in range(4)])

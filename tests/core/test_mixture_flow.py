@@ -85,12 +85,14 @@ def test_one_feature_has_the_map_of_the_quantiles():
     assert (found != wanted).double().mean() < expected_wrong(0.001, 8_000)
 
 
-@pytest.mark.parametrize(("steps", "share"), [(64, 0.005), (128, 0.001)])
-def test_the_stated_accuracy_of_the_tokens(steps, share):
-    flow, noise, log_p = problem(2000)
-    fine = flow.tokens(noise, log_p, steps=600)
-    wrong = (flow.tokens(noise, log_p, steps) != fine).double().mean()
-    assert wrong <= expected_wrong(share, 2000)
+def test_twice_the_steps_leave_a_quarter_of_the_wrong_tokens():
+    """Heun's rule is of second order: so is how far it moves the border between two tokens."""
+    flow, noise, log_p = problem(10_000)
+    fine = flow.tokens(noise, log_p, steps=160)
+    coarse, finer = (int((flow.tokens(noise, log_p, steps) != fine).sum()) for steps in (8, 16))
+    deviation = math.sqrt(finer + coarse / 16)  # of what is counted
+    assert abs(finer - coarse / 4) < 5 * deviation
+    assert coarse > 10 * deviation
 
 
 @pytest.mark.parametrize("path", [paths.RectifiedFlow(), paths.EDM()], ids=str)

@@ -167,7 +167,7 @@ def test_after_training_noisy_samples_are_recognised_and_the_decoder_is_untouche
     Trainer(net, task, lambda _: ring, folder=tmp_path, config=config).fit()
     after = apart()
     assert after[1] < 0.5 * before[1]  # points are told from each other
-    assert after[0] < 0.6  # and the noise moves a point less than to a stranger, 2^½ away
+    assert after[0] < math.sqrt(2) / 2  # and the noise moves a point less than half way to a stranger
     assert torch.equal(decoder, net.outer[3].weight)
 
 

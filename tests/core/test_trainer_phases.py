@@ -119,6 +119,23 @@ def test_phases_take_turns_and_only_theirs_moves(tmp_path):
     assert run.ema.updates == 1
 
 
+def test_networks_can_be_trained_again(tmp_path):
+    """Whichever phase was the last, a run leaves every network as it found it, also one that failed."""
+
+    def failing(networks, batch, generator, moment):
+        raise RuntimeError("no loss")
+
+    for steps in (2, 3):
+        run = duel(tmp_path / str(steps), replace(TURNS, accumulate=1, max_steps=steps))
+        run.fit()
+        again = Trainer(run.model, run.objective, lines, folder=tmp_path / f"{steps} again", config=TURNS)
+        assert again.fit().step == TURNS.max_steps
+    broken = Bad(Phase("fake", run.objective._fake, ("fake",)), Phase("student", failing))
+    with pytest.raises(RuntimeError, match="no loss"):
+        Trainer(run.model, broken, lines, folder=tmp_path / "broken", config=TURNS).fit()
+    assert all(p.requires_grad for net in (run.model, broken.fake) for p in net.parameters())
+
+
 def test_gradients_pass_through_networks_that_stand_still(tmp_path):
     """The student of the duel has no other way to its loss than through the fake."""
     run = duel(tmp_path, replace(TURNS, accumulate=1, max_steps=3))

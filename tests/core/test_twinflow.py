@@ -4,7 +4,7 @@
 
 import pytest
 import torch
-from tests.core.gaussian_maps import exact, learned, states
+from tests.core.gaussian_maps import apart, euler, exact, learned, states
 
 from fewstep.core import paths
 from fewstep.core.clock import clock_at, spread
@@ -146,10 +146,9 @@ def test_unweighted_samples_count_alike():
 
 
 def test_method_learns():
-    """One-step samples of N(1, 0.3²); a velocity field alone would give 1 ± 0."""
+    """One call is nearer to N(1, 0.3²) than two Euler steps of the exact flow."""
     samples = learned(methods.get("twinflow"), None, 150, 0.1, target=None)
-    assert samples.mean().item() == pytest.approx(1.0, abs=0.1)
-    assert samples.std().item() == pytest.approx(0.3, abs=0.12)
+    assert apart(samples) < apart(euler(2))
 
 
 @pytest.mark.parametrize(

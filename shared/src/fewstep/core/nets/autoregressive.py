@@ -131,7 +131,13 @@ class Autoregressive(CodebookTransformer):
         self, tokens: Int[Tensor, "batch tokens"], label: Shaped[Tensor, "batch"] | None = None
     ) -> Float[Tensor, "batch tokens codes"]:
         """log p(q_i | q_1 … q_{i−1}, label) of every place; the last token itself plays no part."""
-        return self.leave(self.trunk(self.after(self.codebook[tokens]), label)).log_softmax(-1)
+        return self.log_p(self.codebook[tokens], label)
+
+    def log_p(
+        self, before: Float[Tensor, "batch tokens features"], label: Shaped[Tensor, "batch"] | None = None
+    ) -> Float[Tensor, "batch tokens codes"]:
+        """The same, told the embeddings of the tokens."""
+        return self.leave(self.trunk(self.after(before), label)).log_softmax(-1)
 
 
 class TokenGenerator(CodebookTransformer):

@@ -21,7 +21,14 @@ from fewstep.core.objectives.method_options import checked_options
 from fewstep.core.objectives.methods.base import Method
 from fewstep.core.objectives.pair_folder import Pairs
 from fewstep.core.objectives.recipe import DistillRecipe
-from fewstep.core.objectives.student import Model, build_student, labels_of, make_material, prediction_of
+from fewstep.core.objectives.student import (
+    Model,
+    build_student,
+    labels_of,
+    make_material,
+    prediction_of,
+    sampled_by,
+)
 from fewstep.core.objectives.student_score import SEED, SampleScore, calls_of
 from fewstep.core.training import (
     ConstantSchedule,
@@ -144,6 +151,9 @@ class Distillation:
         if recipe.guidance != 1.0 and found.train is not None and "label" not in found.train:
             raise ValueError("guidance needs labels, which the data do not have")
         objective = self.method.make(material, **options)
+        # A method that finds the times of its calls itself (BOSS) says so.
+        sampling = getattr(objective, "sampling", sampling)
+        sampled_by(student, sampling)
         folder = StudentFolder(self.folder)
         folder.claim(recipe, teacher, fingerprint(teacher.net, parts.values()))
         asked = material.taught()

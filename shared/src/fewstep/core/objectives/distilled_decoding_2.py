@@ -68,14 +68,16 @@ class ConditionalScoreDistillation(Objective):
 
     Args:
         teacher: see TokenTeacher.
-        fake: fake(x, t, before, label) gives x0, such as `ConditionalDenoiser`; it should begin as one that
-            was trained with `ConditionalScoreMatching`.
+        fake: fake(x, t, before, label) gives x0. A `MixtureDenoiser` with a copy of the model begins as the
+            teacher itself; another network, such as `ConditionalDenoiser`, should begin as one that was
+            trained with `ConditionalScoreMatching`.
         fake_updates: updates of the fake for each of the student.
+        begins: share of the run in which the student stands still, so that the fake learns its samples first.
         times: of the noised tokens (None: uniform).
         fake_optimizer: of the fake (None: that of the run).
 
     Raises:
-        ValueError: fake_updates is below 1.
+        ValueError: fake_updates is below 1, or begins is not in [0, 1).
 
     Reference: Liu et al. 2025, "Distilled Decoding 2: One-step Sampling of Image Auto-regressive Models with
         Conditional Score Distillation"; the normaliser is that of Yin et al. 2024 (DMD), eq. 8.
@@ -87,11 +89,15 @@ class ConditionalScoreDistillation(Objective):
         fake: nn.Module,
         *,
         fake_updates: int = 5,
+        begins: float = 0.0,
         times: TimeSampler | None = None,
         fake_optimizer: MakeOptimizer | None = None,
     ) -> None:
         if fake_updates < 1:
             raise ValueError(f"fake_updates must be at least 1, got {fake_updates}")
+        if not 0 <= begins < 1:
+            raise ValueError(f"begins must be in [0, 1), got {begins!r}")
+        self.begins = begins
         self.teacher, self.fake, self.fake_updates = teacher, fake, fake_updates
         self.times, self.fake_optimizer = times or Uniform(), fake_optimizer
 
@@ -122,6 +128,8 @@ class ConditionalScoreDistillation(Objective):
             scale = (made - real).abs().flatten(1).mean(1).clamp_min(1e-6)
             step = (fake - real) / scale[:, None, None]
         loss = 0.5 * (made - (made - step).detach()).square().mean()
+        if moment.progress < self.begins:
+            loss = 0.0 * loss
         return {"loss": loss, "score_difference": (fake - real).square().mean()}
 
     def _fake_loss(

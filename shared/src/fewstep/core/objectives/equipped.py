@@ -37,6 +37,7 @@ class Equipped(Objective):
 
     def __init__(self, inner: Objective, recipe: DistillRecipe, on_progress: OnProgress | None) -> None:
         self.inner, self.make, self.on_progress = inner, _optimizer_of(recipe), on_progress
+        self.partial = inner.partial
         self.students = {phase.name for phase in inner.phases() if STUDENT in phase.trains}
 
     def phases(self) -> tuple[Phase, ...]:

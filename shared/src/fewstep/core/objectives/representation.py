@@ -89,6 +89,8 @@ class RepresentationLearning(Objective):
         Self-Supervised Pre-training", section 3.
     """
 
+    partial = True  # the blocks after `layer`
+
     def __init__(
         self,
         path: Path,

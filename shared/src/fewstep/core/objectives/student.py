@@ -75,6 +75,14 @@ def build_student(teacher: Model, method: Method, sampling: Sampling, seed: int 
     return student
 
 
+def sampled_by(student: Model, sampling: Sampling) -> None:
+    """From now on the student is meant to be sampled in this way."""
+    if isinstance(student, DiffusersModel):
+        student.sampling = sampling
+    else:
+        student.config = replace(student.config, sampling=_as_json(asdict(sampling)))
+
+
 def one_time_methods() -> tuple[str, ...]:
     """Names of the methods whose students take one time, as any network does."""
     return tuple(name for name in methods.names() if not methods.get(name).two_times)

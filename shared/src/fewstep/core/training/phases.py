@@ -65,7 +65,12 @@ class Objective(ABC):
     """Turns networks and a batch into losses, in one phase or several that take turns.
 
     The network that a Trainer is given is "student"; the objective brings the others.
+
+    `partial` says that a loss may leave weights of what its phase trains without a gradient, which several
+    processes have to know. Alternations count as partial without it.
     """
+
+    partial: bool = False
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
@@ -161,6 +166,21 @@ class PhaseModule(nn.Module):
     def forward(self, batch: Batch, generator: torch.Generator, moment: Moment) -> dict[str, Tensor]:
         """The named losses."""
         return _named_losses(self._loss(self._networks, batch, generator, moment))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a phase needs in a run: its module (as the processes share it), what moves, and what moves it."""
+
+    phase: Phase
+    module: nn.Module
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+
+    def moves(self, wanted: bool) -> None:
+        """Whether the phase's parameters get gradients."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(wanted)
 
 
 def _named_losses(losses: Losses) -> dict[str, Tensor]:

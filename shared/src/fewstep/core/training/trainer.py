@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,6 +25,7 @@ from fewstep.core.training.phases import (
     Objective,
     Phase,
     PhaseModule,
+    Turn,
     Turns,
 )
 from fewstep.core.training.processes import Processes
@@ -34,16 +34,6 @@ from fewstep.core.training.schedule import CosineSchedule
 from fewstep.core.training.snapshot import Snapshot
 
 LossFunction = Callable[[nn.Module, Batch, torch.Generator], Losses]
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """What a phase needs: its module (as the processes share it), what moves, and what moves it."""
-
-    phase: Phase
-    module: nn.Module
-    parameters: list[nn.Parameter]
-    optimizer: torch.optim.Optimizer
 
 
 class Trainer:
@@ -95,7 +85,8 @@ class Trainer:
         self.objective = objective if isinstance(objective, Objective) else FunctionObjective(objective)
         self.schedule = schedule or CosineSchedule()
         phases = Turns(self.objective.phases())
-        self.processes = Processes(config.processes, config.device, partial=len(phases.phases) > 1)
+        partial = self.objective.partial or len(phases.phases) > 1
+        self.processes = Processes(config.processes, config.device, partial)
         self.batches = make_batches(
             train_data, config.batch_size, config.seed, self.processes.rank, self.processes.count
         )
@@ -119,7 +110,7 @@ class Trainer:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.processes.share(self.networks.values())
 
-    def _prepare(self, phase: Phase, optimizer: torch.optim.Optimizer | None, single: bool) -> _Turn:
+    def _prepare(self, phase: Phase, optimizer: torch.optim.Optimizer | None, single: bool) -> Turn:
         if optimizer is not None and not single:
             raise ValueError("optimizer was given, but the objective has several phases; name it in each")
         module = PhaseModule(phase, self.networks)
@@ -133,7 +124,7 @@ class Trainer:
             optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        return _Turn(phase, self.processes.prepare(module), parameters, optimizer)
+        return Turn(phase, self.processes.prepare(module), parameters, optimizer)
 
     @property
     def position(self) -> states.Position:
@@ -175,6 +166,8 @@ class Trainer:
             stopped = self.processes.gather_object(stopped)[0]
             self.processes.wait()
         finally:
+            for turn in self.turns.values():
+                turn.moves(True)
             if log is not None:
                 log.close()
         at = self.position
@@ -235,7 +228,7 @@ class Trainer:
         return patience is not None and self.position.stale >= patience
 
     def _accumulate(
-        self, turn: _Turn, moment: Moment, batches: Iterator[Batch], meters: Meters
+        self, turn: Turn, moment: Moment, batches: Iterator[Batch], meters: Meters
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient of one accumulation window: whether it is not finite, its loss, its norm."""
         config, rank = self.config, self.processes.rank
@@ -259,16 +252,15 @@ class Trainer:
         meters.add({prefix + "gradient_norm": norm})
         return ~(torch.isfinite(total) & torch.isfinite(norm)), total, norm
 
-    def _unfreeze(self, turn: _Turn) -> None:
+    def _unfreeze(self, turn: Turn) -> None:
         """Let exactly the phase's networks have gradients: a loss may pass through the others."""
         for network in self.networks.values():
             network.train()
         if len(self.turns) > 1:
             for other in sorted(self.turns.values(), key=lambda other: other is turn):
-                for parameter in other.parameters:
-                    parameter.requires_grad_(other is turn)
+                other.moves(other is turn)
 
-    def _update(self, turn: _Turn, moment: Moment, bad: bool, loss: Tensor, norm: Tensor) -> None:
+    def _update(self, turn: Turn, moment: Moment, bad: bool, loss: Tensor, norm: Tensor) -> None:
         """Take the step, or skip it when it is bad; give up after too many bad ones in a row."""
         position = self.position
         if bad:

@@ -67,8 +67,9 @@ class FidelityRealism(JumpRule):
         ValueError: dt does not fit in the path, or a weight is negative.
 
     Reference: Zhu et al. 2025, "OFTSR: One-Step Flow for Image Super-Resolution with Tunable
-        Fidelity-Realism Trade-offs". The code of the distillation is unpublished; the alignment term is our
-        reading of it.
+        Fidelity-Realism Trade-offs". The published code takes squared errors, the boundary at time 0.01 from
+        the start and the velocity of the midpoint step in the alignment term; here the boundary is at the
+        start itself and the alignment takes the plain velocity.
     """
 
     dt: float = 0.05
