@@ -12,7 +12,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m apps.restoration", description="Restore photographs in the browser."
     )
-    parser.add_argument("--model", default="resshift-x4", help="checkpoint: shipped name, folder or Hub id")
+    parser.add_argument(
+        "--model",
+        default=None,
+        help="one checkpoint (shipped name, folder or Hub id) instead of all that ship",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda …")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines too")
     parser.add_argument("--port", type=int, default=7860)

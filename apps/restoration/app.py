@@ -1,25 +1,81 @@
-"""What the page's buttons do: check an upload, restore it, hand out previews and the full-quality file."""
+"""What the page's buttons do: check uploads, restore them, hand out previews and the full-quality files."""
 
 import html
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
+import numpy as np
 from PIL import Image
 
 from fewstep.restoration import Restored, Restorer
 from fewstep.restoration.images import ImageError, Picture, read
+from fewstep.restoration.quality import uncertainty_picture
+from fewstep.restoration.result_names import SUFFIXES
+
+from .models import Models
 
 MAX_MEGAPIXELS = 50.0
+MAX_PHOTOS = 50
 PREVIEW = 1600
+# Further photographs of a batch are in the ZIP; a browser need not hold them all.
+SHOWN = 12
 SAME = "as uploaded"
 FORMATS = {SAME: "", "PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif"}
+SIGMAS = ("not known", "estimated", "given")
 
 Pair = tuple[Image.Image, Image.Image]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is set on the page, in the order of its fields.
+
+    Args:
+        task: what to do.
+        mode: "faithful" or "detailed".
+        steps: network calls of a sample.
+        samples: how many to draw.
+        average: give their mean.
+        uncertainty: show where they differ.
+        seed: of the noise.
+        sigma_known: one of `SIGMAS`.
+        sigma: standard deviation of the noise, where it is given.
+        kind: a key of `FORMATS`.
+        keep_metadata: of the photograph.
+    """
+
+    task: str
+    mode: str
+    steps: int
+    samples: int
+    average: bool
+    uncertainty: bool
+    seed: int
+    sigma_known: str
+    sigma: float
+    kind: str
+    keep_metadata: bool
+
+    def options(self, restorer: Restorer) -> dict[str, Any]:
+        """Arguments of a call of the restorer."""
+        detailed = self.mode == "detailed"
+        samples = int(self.samples) if detailed else 1
+        level = {"estimated": "auto", "given": self.sigma}.get(self.sigma_known)
+        return {
+            "mode": self.mode,
+            "steps": int(self.steps) if detailed else None,
+            "samples": samples,
+            "average": self.average and samples > 1,
+            "uncertainty": self.uncertainty and samples > 1,
+            "seed": int(self.seed),
+            "level": level if "level" in restorer.model.takes else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -27,71 +83,127 @@ class App:
     """The actions of the page.
 
     Args:
-        restorer: the loaded model.
+        models: of the tasks.
         results: a folder of this process, where the file to be downloaded is put.
     """
 
-    restorer: Restorer
+    models: Models
     results: Path
 
-    def check(self, upload: str | None) -> str:
+    def check(self, uploads: Sequence[str] | None) -> str:
         """Say what was uploaded, or in one sentence what is wrong with it."""
-        if upload is None:
+        if not uploads:
             return ""
-        picture = _read(upload)
+        if len(uploads) > MAX_PHOTOS:
+            raise gr.Error(f"At most {MAX_PHOTOS} photographs at a time.", print_exception=False)
+        pictures = [(_read(upload), Path(upload).name) for upload in uploads]
+        if len(pictures) > 1:
+            return f"{len(pictures)} photographs."
+        picture = pictures[0][0]
         notes = "".join(f" It {note}." for note in picture.notes)
         return html.escape(f"{_size(picture)} pixels.{notes}")
 
+    def canvas(self, uploads: Sequence[str] | None, task: str) -> dict[str, Any] | None:
+        """What the mask is painted on: the photograph as large as a browser paints quickly."""
+        if not uploads or "mask" not in self.models[task].model.takes:
+            return None
+        image = _read(uploads[0]).to_pil().convert("RGB")
+        image.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
+        return {"background": image, "layers": [], "composite": None}
+
     def restore(
         self,
-        upload: str | None,
-        mode: str,
-        steps: int,
-        samples: int,
-        average: bool,
-        seed: int,
-        kind: str,
-        keep_metadata: bool,
+        uploads: Sequence[str] | None,
+        painted: dict[str, Any] | None,
+        *chosen: Any,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio finds its bar by this default
-    ) -> tuple[list[Pair], str, Path]:
-        """Restore the photograph.
+    ) -> tuple[list[Pair], str, Path, Image.Image | None]:
+        """Restore the photographs.
 
         Returns:
-            (before, after) of each sample, as large as a browser shows quickly; a line of facts; the file.
+            (before, after) of each sample or photograph, as large as a browser shows quickly; a line of
+            facts; the file; a map of where the samples differ.
         """
-        if upload is None:
+        choices = Choices(*chosen)
+        if not uploads:
             raise gr.Error("Choose a photograph first.", print_exception=False)
-        picture = _read(upload)
-        progress(0.0, desc="Restoring")
+        restorer = self.models[choices.task]
         with _one_sentence():
-            result = self.restorer(
-                picture,
-                mode=mode,
-                steps=int(steps) if mode == "detailed" else None,
-                samples=int(samples) if mode == "detailed" else 1,
-                average=average,
-                seed=int(seed),
-                on_progress=lambda done, total: progress((done, total), desc="Restoring", unit="calls"),
-            )
-            progress(1.0, desc="Writing the file")
-            file = self._write(result, Path(upload), kind, keep_metadata)
-        return _pairs(picture, result), _facts(picture, result, file), file
+            if len(uploads) > 1 and "mask" in restorer.model.takes:
+                raise ValueError("A mask is painted for one photograph: choose only one.")
+            # One run at a time: what the last one left has been handed out.
+            shutil.rmtree(self.results, ignore_errors=True)
+            self.results.mkdir(parents=True)
+            pairs, files, facts, deviation = [], [], [], None
+            for number, upload in enumerate(uploads):
+                picture = _read(upload)
+                told = _progress(progress, number, len(uploads))
+                mask = None
+                if "mask" in restorer.model.takes:
+                    mask = painted_mask(painted, (picture.width, picture.height))
+                result = restorer(picture, mask=mask, on_progress=told, **choices.options(restorer))
+                files += self._write(result, Path(upload), choices, restorer)
+                if len(pairs) < SHOWN:
+                    pairs += _pairs(picture, result)
+                facts.append(_facts(picture, result))
+                deviation = result.deviation if number == 0 else deviation
+            file = files[0] if len(files) == 1 else self._packed(files, uploads, choices, restorer)
+        line = f"{'; '.join(facts[:SHOWN])}; {html.escape(file.name)}, {file.stat().st_size / 1e6:.1f} MB"
+        return pairs, line, file, None if deviation is None else _map(deviation)
 
-    def _write(self, result: Restored, upload: Path, kind: str, keep_metadata: bool) -> Path:
-        """One picture as a file, several as a ZIP of files."""
-        # One run at a time: what the last one left has been handed out.
-        shutil.rmtree(self.results, ignore_errors=True)
-        self.results.mkdir(parents=True)
-        suffix = FORMATS[kind] or upload.suffix.lower()
-        name = f"{upload.stem}_x{self.restorer.scale}"
-        files = result.save(self.results / f"{name}{suffix}", strip_metadata=not keep_metadata)
-        if len(files) == 1:
-            return files[0]
-        archive = self.results / f"{name}.zip"
+    def _write(self, result: Restored, upload: Path, choices: Choices, restorer: Restorer) -> list[Path]:
+        name = f"{upload.stem}{_suffix(choices.task, restorer)}"
+        suffix = FORMATS[choices.kind] or upload.suffix.lower()
+        target = self.results / f"{name}{suffix}"
+        number = 2
+        while target.exists() or target.with_stem(f"{target.stem}-1").exists():
+            # Two folders of a camera may both hold a photograph of this name.
+            target = self.results / f"{name} ({number}){suffix}"
+            number += 1
+        return result.save(target, strip_metadata=not choices.keep_metadata)
+
+    def _packed(
+        self, files: Sequence[Path], uploads: Sequence[str], choices: Choices, restorer: Restorer
+    ) -> Path:
+        """Several pictures as a ZIP."""
+        name = Path(uploads[0]).stem if len(uploads) == 1 else "photographs"
+        archive = self.results / f"{name}{_suffix(choices.task, restorer)}.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as pack:
             for file in files:
                 pack.write(file, file.name)
         return archive
+
+
+def painted_mask(painted: dict[str, Any] | None, size: tuple[int, int]) -> np.ndarray:
+    """Where somebody painted, in pixels of the photograph.
+
+    Args:
+        painted: value of the editor: layers with an alpha channel.
+        size: (width, height) of the photograph.
+
+    Returns:
+        (height, width) bool.
+
+    Raises:
+        ValueError: nothing is painted.
+    """
+    marked = np.zeros((size[1], size[0]), bool)
+    for layer in (painted or {}).get("layers") or ():
+        alpha = Image.fromarray(np.asarray(layer)).convert("RGBA").getchannel("A")
+        marked |= np.asarray(alpha.resize(size, Image.Resampling.BILINEAR)) >= 64
+    if not marked.any():
+        raise ValueError("Paint over what is to be filled.")
+    return marked
+
+
+def _suffix(task: str, restorer: Restorer) -> str:
+    return SUFFIXES.get(task, f"_x{restorer.scale}")
+
+
+def _progress(progress: gr.Progress, number: int, count: int) -> Callable[[int, int], object]:
+    title = "Restoring" if count == 1 else f"Restoring {number + 1} of {count}"
+    progress(0.0, desc=title)
+    return lambda done, total: progress((done, total), desc=title, unit="calls")
 
 
 def _read(upload: str) -> Picture:
@@ -114,6 +226,12 @@ def _size(picture: Picture) -> str:
     return f"{picture.width} × {picture.height}"
 
 
+def _map(deviation: np.ndarray) -> Image.Image:
+    image = uncertainty_picture(deviation, floating=False)[0].to_pil()
+    image.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
+    return image
+
+
 def _pairs(before: Picture, result: Restored) -> list[Pair]:
     afters = [picture.to_pil() for picture in result.pictures]
     for after in afters:
@@ -122,9 +240,9 @@ def _pairs(before: Picture, result: Restored) -> list[Pair]:
     return [(enlarged, after) for after in afters]
 
 
-def _facts(before: Picture, result: Restored, file: Path) -> str:
-    megabytes = file.stat().st_size / 1e6
+def _facts(before: Picture, result: Restored) -> str:
+    level = "" if result.level is None else f", noise {result.level:.1f}"
     return (
         f"{_size(before)} → **{_size(result.picture)}** in {result.seconds:.1f} s, "
-        f"{result.calls} network calls; {html.escape(file.name)}, {megabytes:.1f} MB"
+        f"{result.calls} network calls{level}"
     )

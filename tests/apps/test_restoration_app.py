@@ -1,7 +1,6 @@
 """The restoration app in a real browser: upload, run, look, download; and what it says to a wrong file."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -23,12 +22,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 gradio = pytest.importorskip("gradio", reason="the apps need gradio")
-sync_api = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or chrome on the PATH")
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +56,6 @@ def _wait_until_it_answers(url: str, server: subprocess.Popen[bytes], log: Path)
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.2)
     pytest.fail(f"the app did not answer:\n{log.read_text()}")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -190,14 +177,13 @@ def test_a_text_file_named_png_is_refused_in_one_sentence(page: "Page", tmp_path
 def test_a_file_name_is_text_and_not_markup(tmp_path: Path) -> None:
     # Pages show messages as HTML, and not only this page's upload field can call the app.
     from apps.restoration.app import App
-
-    from fewstep.restoration import Restorer
+    from apps.restoration.models import Models
 
     wrong = tmp_path / "<b onclick=steal()>.png"
     wrong.write_text("not a picture")
-    app = App(Restorer.from_pretrained("resshift-x4", device="cpu"), tmp_path)
+    app = App(Models("cpu", "resshift-x4"), tmp_path)
     with pytest.raises(gradio.Error) as caught:
-        app.check(str(wrong))
+        app.check([str(wrong)])
     assert caught.value.message.startswith("&lt;b onclick=steal()&gt;.png: is not")
 
 

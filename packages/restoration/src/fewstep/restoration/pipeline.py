@@ -3,90 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from fewstep.core.devices import pick_device, pick_dtype
 
-from .images import Picture, from_array, from_pil, read, write
-from .methods.resshift import ResShift
+from .consistency import Measuring, Residual, make_consistent, make_measured
+from .given import ImageLike, MaskLike, as_mask, as_picture
+from .images import Picture
+from .images.picture import convert_depth
+from .methods.base import RestorationModel
+from .methods.loading import load_model
 from .passes import OnProgress, Passes
-from .settings import MODES, Settings
+from .quality import Spread, estimate_level
+from .restored import Restored, sample_paths
+from .settings import AUTO, MODES, Settings
 
-ImageLike = str | Path | bytes | Image.Image | np.ndarray | Picture
-
-
-@dataclass(frozen=True, eq=False)
-class Restored:
-    """What a restoration gave.
-
-    Args:
-        pictures: one for each sample, or the one average.
-        seconds: wall-clock time, reading not included.
-        calls: how often the network was asked about a tile.
-        seeds: seed of each sample.
-    """
-
-    pictures: tuple[Picture, ...]
-    seconds: float
-    calls: int
-    seeds: tuple[int, ...]
-
-    @property
-    def picture(self) -> Picture:
-        """The (first) restored photograph with its metadata."""
-        return self.pictures[0]
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """Its pixels (height, width, channels) in the sample type of the input."""
-        return self.picture.pixels
-
-    @property
-    def image(self) -> Image.Image:
-        """It as an 8-bit Pillow image."""
-        return self.picture.to_pil()
-
-    def save(self, path: str | Path, strip_metadata: bool = False) -> list[Path]:
-        """Write the photograph; several samples get -1, -2, … before the extension.
-
-        Args:
-            path: file with the extension jpg, png, webp or tiff.
-            strip_metadata: leave out EXIF and ICC profile.
-
-        Returns:
-            The files.
-
-        Raises:
-            ImageError: a format that cannot hold it, or a place that cannot be written.
-        """
-        files = sample_paths(path, len(self.pictures))
-        return [write(p, f, strip_metadata) for p, f in zip(self.pictures, files, strict=True)]
-
-
-def sample_paths(path: str | Path, samples: int) -> list[Path]:
-    """Name the files of several samples.
-
-    Args:
-        path: what the file of a single one is called.
-        samples: how many there are.
-
-    Returns:
-        `samples` paths.
-
-    Example:
-        >>> [p.name for p in sample_paths("out/cat.png", 2)]
-        ['cat-1.png', 'cat-2.png']
-    """
-    path = Path(path)
-    if samples == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{k}{path.suffix}") for k in range(1, samples + 1)]
+__all__ = ["Restored", "Restorer", "as_mask", "as_picture", "sample_paths"]
 
 
 class Restorer:
@@ -102,7 +40,7 @@ class Restorer:
         ValueError: an unknown device or dtype.
     """
 
-    def __init__(self, model: ResShift, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(self, model: RestorationModel, device: str = "auto", dtype: str = "auto") -> None:
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         # Convolutions on CPUs and tensor cores are faster when the channels of a pixel lie together.
@@ -122,25 +60,34 @@ class Restorer:
         Returns:
             The restorer.
         """
-        return cls(ResShift.from_pretrained(str(name)), device, dtype)
+        return cls(load_model(name), device, dtype)
 
     @property
     def scale(self) -> int:
         """Enlargement of the model."""
-        return self.model.config.scale
+        return self.model.scale
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """What the model can do, of "faithful" and "detailed"; the first is what it does unless told."""
+        return tuple(name for name, mode in MODES.items() if mode in self.model.modes)
 
     def __call__(
         self,
         image: ImageLike,
-        mode: str = "faithful",
+        mode: str | None = None,
         steps: int | None = None,
-        solver: str = "ancestral",
+        solver: str | None = None,
         samples: int = 1,
         average: bool = False,
         tile: int | str = "auto",
         tile_pad: int | None = None,
         seed: int = 0,
         scale: float | None = None,
+        level: float | str | None = None,
+        uncertainty: bool = False,
+        consistent: bool = False,
+        mask: MaskLike | None = None,
         on_progress: OnProgress | None = None,
     ) -> Restored:
         """Restore a photograph.
@@ -150,7 +97,8 @@ class Restorer:
         Args:
             image: a file, its bytes, a Pillow image, a Picture, or an array (height, width[, channels]) of
                 uint8, uint16, or floating point in [0, 1].
-            mode: as of `Settings`, like all that follow.
+            mode: as of `Settings`, like all that follow; by default "faithful" where the model has it, and
+                "detailed" for uncertainty.
             steps: network calls per sample.
             solver: rule of the steps.
             samples: how many to draw.
@@ -159,6 +107,11 @@ class Restorer:
             tile_pad: pixels around a tile.
             seed: of the noise.
             scale: enlargement.
+            level: standard deviation of the noise on the scale 0 … 255, or "auto".
+            uncertainty: also give the standard deviation over the samples.
+            consistent: correct the result so that, degraded again, it is the photograph.
+            mask: for a model that inpaints: a file, a Pillow image or an array of the photograph's size,
+                white (or True) where it is to be filled.
             on_progress: called as on_progress(calls done, calls in all).
 
         Returns:
@@ -168,27 +121,90 @@ class Restorer:
             ImageError: the image cannot be used.
             ValueError: an argument outside its range.
         """
-        settings = Settings(mode, steps, solver, samples, average, tile, tile_pad, seed, scale)
-        return self.run(as_picture(image), settings, on_progress)
+        mode = mode or ("detailed" if uncertainty else self.modes[0])
+        settings = Settings(
+            mode, steps, solver, samples, average, tile, tile_pad, seed, scale, level, uncertainty, consistent
+        )
+        picture = as_picture(image)
+        holes = None if mask is None else as_mask(mask, picture)
+        return self.run(picture, settings, on_progress, holes)
 
-    def run(self, picture: Picture, settings: Settings, on_progress: OnProgress | None = None) -> Restored:
+    def run(
+        self,
+        picture: Picture,
+        settings: Settings,
+        on_progress: OnProgress | None = None,
+        mask: np.ndarray | None = None,
+    ) -> Restored:
         """Restore a photograph that has been read, with settings that have been made.
 
         Args:
             picture: the photograph.
             settings: what to do.
             on_progress: as of a call.
+            mask: (height, width) bool, True where the photograph is to be filled.
 
         Returns:
             As of a call.
+
+        Raises:
+            ValueError: as of `check`, and a mask that is missing or not taken.
         """
+        self.check(settings)
+        if ("mask" in self.model.takes) != (mask is not None):
+            wanted = "needs a mask" if "mask" in self.model.takes else "takes no mask"
+            raise ValueError(f"mask: this model {wanted}")
         start = time.perf_counter()
+        if settings.level == AUTO:
+            settings = replace(settings, level=estimate_level(picture))
         seeds = settings.seeds()
-        passes = [seeds] if settings.average else [(seed,) for seed in seeds]
-        work = Passes(self.model, self.device, picture, settings, on_progress)
+        work = Passes(self.model, self.device, picture, settings, on_progress, mask)
         with torch.inference_mode(), self._precision():
-            pictures = tuple(picture.with_pixels(work.restore(group)) for group in passes)
-        return Restored(pictures, time.perf_counter() - start, work.calls, seeds)
+            pixels, deviation = self._pixels(work, picture, settings)
+        residuals = self._corrected(work, picture, settings, pixels) if settings.consistent else ()
+        return Restored(
+            tuple(picture.with_pixels(result) for result in pixels),
+            time.perf_counter() - start,
+            work.calls,
+            seeds,
+            None if settings.level is None else float(settings.level),
+            deviation,
+            residuals,
+        )
+
+    def _pixels(
+        self, work: Passes, picture: Picture, settings: Settings
+    ) -> tuple[list[np.ndarray], np.ndarray | None]:
+        """The results, and the standard deviation over the samples if it is wanted."""
+        seeds, dtype = settings.seeds(), picture.pixels.dtype
+        if not settings.uncertainty:
+            return [
+                work.restore(group) for group in ([seeds] if settings.average else [(s,) for s in seeds])
+            ], None
+        results, spread = [], None
+        for seed in seeds:
+            # Not rounded: where samples hardly differ, rounding would be most of the difference.
+            sample = work.restore((seed,), np.dtype(np.float32))
+            spread = spread or Spread(sample.shape)
+            spread.add(sample)
+            if not settings.average:
+                results.append(convert_depth(sample, dtype.type))
+        assert spread is not None
+        return results or [spread.average(dtype)], spread.deviation(picture.colour.shape[2])
+
+    def _corrected(
+        self, work: Passes, picture: Picture, settings: Settings, pixels: Sequence[np.ndarray]
+    ) -> tuple[Residual, ...]:
+        """Make each result consistent with the photograph, in place."""
+        if not isinstance(self.model, Measuring):
+            return tuple(make_consistent(result, picture.pixels) for result in pixels)
+        if work.tiling.tile:
+            raise ValueError("consistent: this model measures whole photographs; set tile to 0")
+        model = self.model
+        return tuple(
+            make_measured(result, picture, model, seed)
+            for result, seed in zip(pixels, settings.seeds(), strict=True)
+        )
 
     def check(self, settings: Settings) -> None:
         """Refuse settings that this model cannot follow.
@@ -197,35 +213,28 @@ class Restorer:
             settings: what to do.
 
         Raises:
-            ValueError: more steps than the model has.
+            ValueError: a mode, a solver or steps that the model has not, a noise level that it is not told,
+                or consistency where there is nothing to be consistent with.
         """
+        if settings.mode not in self.modes:
+            raise ValueError(f"mode: this model has {' and '.join(self.modes)}, not {settings.mode!r}")
         self.model.steps_of(MODES[settings.mode], settings.steps)
+        if settings.solver is not None and settings.solver not in self.model.solvers:
+            raise ValueError(
+                f"solver: expected one of {', '.join(self.model.solvers)}, got {settings.solver!r}"
+            )
+        if settings.level is not None and "level" not in self.model.takes:
+            raise ValueError("level: this model is not told the noise level")
+        measures = isinstance(self.model, Measuring)
+        factor = self.scale if settings.scale is None else settings.scale
+        if settings.consistent and (settings.results < settings.samples if measures else factor <= 1):
+            raise ValueError(
+                "consistent: an average of reconstructions has no measurements of its own"
+                if measures
+                else "consistent: for enlargement and compressed sensing, which have what they can be held to"
+            )
 
     def _precision(self) -> AbstractContextManager:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
-
-
-def as_picture(image: ImageLike) -> Picture:
-    """Take anything that is a photograph.
-
-    Args:
-        image: a file, its bytes, a Pillow image, an array, or a Picture.
-
-    Returns:
-        The photograph.
-
-    Raises:
-        ImageError: it cannot be used.
-        TypeError: it is something else.
-    """
-    if isinstance(image, Picture):
-        return image
-    if isinstance(image, str | Path | bytes):
-        return read(image)
-    if isinstance(image, Image.Image):
-        return from_pil(image)
-    if isinstance(image, np.ndarray):
-        return from_array(image)
-    raise TypeError(f"image: expected a file, a Pillow image or a numpy array, got {type(image).__name__}")

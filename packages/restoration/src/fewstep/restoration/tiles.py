@@ -36,12 +36,15 @@ class Tiling:
         pad: low-quality pixels around it that a window sees as well.
         halo: how many of them, from the outside, are thrown away; across the rest neighbours are blended.
         batch: windows that run together.
+        multiple: places and sides of windows are multiples of this, so that what a network folds or reduces
+            is folded as in the whole image.
     """
 
     tile: int
     pad: int = _LOCAL_PAD
     halo: int = _LOCAL_PAD
     batch: int = 1
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if self.tile < 0 or 0 < self.tile < 16:
@@ -61,6 +64,7 @@ class Tiling:
         pixel_bytes: int = 4096,
         budget: float = 1e9,
         scale: int = 4,
+        multiple: int = 1,
     ) -> Tiling:
         """Fill in what was not given.
 
@@ -73,6 +77,7 @@ class Tiling:
             pixel_bytes: memory of the network per low-quality pixel.
             budget: memory in bytes that windows may take.
             scale: enlargement.
+            multiple: of places and sides; tile and pad are rounded up to it.
 
         Returns:
             The tiling.
@@ -94,10 +99,12 @@ class Tiling:
             # Rows that wait are float32 RGB as long as the short side; while they grow there are 3 copies.
             waiting = _HOST_BUDGET / (3 * 12 * scale**2 * min(size))
             tile = 0 if whole else max(64, int(min(pixels**0.5, waiting) - 2 * pad) // 64 * 64)
+        if isinstance(tile, int):
+            tile, pad = (-(-side // multiple) * multiple for side in (tile, pad))
         if not isinstance(tile, int):
             raise ValueError(f"tile: expected a side in pixels, 0 (no tiles) or 'auto', got {tile!r}")
         batch = 1 if tile == 0 else int(min(16, max(1, pixels // (tile + 2 * pad) ** 2)))
-        return cls(tile, pad, halo, batch)
+        return cls(tile, pad, halo, batch, multiple)
 
     def blender(self, size: tuple[int, int]) -> Blender:
         """What cuts, runs and blends an image of this size.
@@ -110,7 +117,17 @@ class Tiling:
         """
         if self.tile == 0:
             return Blender(Windowing(max(size)), 1)
-        return Blender(Windowing(self.tile + 2 * self.pad, 2 * self.pad, self.halo), self.batch)
+        windowing = Windowing(self.tile + 2 * self.pad, 2 * self.pad, self.halo, self.multiple)
+        return Blender(windowing, self.batch)
+
+    def extended(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size that windows cover: tiled axes are extended to whole multiples, beyond the image."""
+        longest = self.tile + 2 * self.pad
+        height, width = (
+            -(-side // self.multiple) * self.multiple if self.tile and side > longest else side
+            for side in size
+        )
+        return height, width
 
 
 def restore_into(
@@ -139,7 +156,7 @@ def restore_into(
     channels = source.shape[2]
 
     def run(group: Sequence[Window]) -> Tensor:
-        tiles = torch.stack([to_signed(source[window.slices()]) for window in group]).expand(-1, 3, -1, -1)
+        tiles = torch.stack([to_signed(crop(source, window)) for window in group]).expand(-1, 3, -1, -1)
         if turned:
             places = [(window.start[1], window.start[0]) for window in group]
             restored = function(tiles.transpose(2, 3).contiguous(), places).transpose(2, 3)
@@ -150,9 +167,38 @@ def restore_into(
 
     height, width = source.shape[:2]
     writer = RowWriter(target, (scale * height, scale * width))
-    blender = tiling.blender((height, width))
-    for band in blender.bands(run, (height, width), scale=scale, device="cpu", progress=on_progress):
-        writer.write(band.values[0])
+    size = tiling.extended((height, width))
+    blender = tiling.blender(size)
+    for band in blender.bands(run, size, scale=scale, device="cpu", progress=on_progress):
+        rows = band.values[0][:, : scale * height - band.start, : scale * width]
+        if rows.shape[1]:
+            writer.write(rows)
+
+
+def crop(source: np.ndarray, window: Window) -> np.ndarray:
+    """A window of an image that goes on beyond its lower and right border as its mirror image.
+
+    Args:
+        source: (height, width, ...).
+        window: begins inside of it.
+
+    Returns:
+        (window height, window width, ...).
+
+    Example:
+        >>> crop(np.arange(4).reshape(1, 4), Window((0, 2), (1, 4))).tolist()
+        [[2, 3, 2, 1]]
+    """
+    rows, columns = (
+        slice(first, first + count) if first + count <= size else _mirrored(first, count, size)
+        for first, count, size in zip(window.start, window.shape, source.shape[:2], strict=True)
+    )
+    return source[rows][:, columns]
+
+
+def _mirrored(first: int, count: int, size: int) -> np.ndarray:
+    index = np.arange(first, first + count)
+    return np.where(index < size, index, 2 * (size - 1) - index)
 
 
 class TileNoise:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core.files import atomic_path
 from fewstep.core.paths import Path
 from fewstep.core.training import CosineSchedule, Trainer, TrainerConfig, TrainResult
 
 from .data import PairedCrops, list_images, read_rgb, reduce_image, to_signed
 from .methods.resshift import ResShift, ResShiftConfig
 from .metrics import score, sharpness
+from .recipes import remember
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def train(
         ValueError: no photographs, or the folder holds a run of another recipe.
     """
     folder = FilePath(output)
-    _remember(recipe, folder)
+    remember(recipe, folder)
     config = recipe.config()
     torch.manual_seed(recipe.seed)
     net = ResShift(config).net
@@ -256,16 +256,3 @@ def train(
         averaged = trainer.ema.models[recipe.ema]
         ResShift(config, network=averaged).save_pretrained(folder / "model")
     return result
-
-
-def _remember(recipe: SuperResolutionRecipe, folder: FilePath) -> None:
-    """Write the recipe into the run's folder; refuse a folder that was begun with another one."""
-    text = json.dumps(asdict(recipe), indent=2) + "\n"
-    file = folder / "recipe.json"
-    if file.is_file():
-        if SuperResolutionRecipe.load(file) != recipe:
-            raise ValueError(f"output: {folder} holds a run of another recipe ({file}); give another folder")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")

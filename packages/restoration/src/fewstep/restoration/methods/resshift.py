@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.core import paths
-from fewstep.core.checkpoints import Checkpoint
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.run import OnStep
 from fewstep.core.sample import sample
@@ -20,19 +19,19 @@ from ..nets.edsr import ConditionalEDSR
 from ..nets.lossless import PixelUnshuffle
 from ..nets.unet_swin import UNetModelSwin
 from ..nets.vq import VQModel
+from .base import Level, RestorationModel, check_name, check_steps
 from .padding import reflect_to_multiple
-from .resshift_config import PREDICTIONS, ResShiftConfig, check_name
+from .resshift_config import PREDICTIONS, ResShiftConfig
 
-__all__ = ["MODES", "SOLVERS", "ResShift", "ResShiftConfig"]
+__all__ = ["SOLVERS", "ResShift", "ResShiftConfig"]
 
-MODES = ("mean", "sample")
 # Rules that ask the network once a step; the first one is the published posterior.
 SOLVERS = ("ancestral", "ddim", "dpmpp-2m", "dpmpp-3m")
 BICUBIC_REACH = 2
 BUILDERS: dict[str, Callable[..., nn.Module]] = {"unet-swin": UNetModelSwin, "edsr": ConditionalEDSR}
 
 
-class ResShift(nn.Module, Checkpoint):
+class ResShift(RestorationModel):
     """A ResShift model: network, first stage and path.
 
     x_t = (1 − η_t) x0 + η_t y + κ √η_t ε, from y + κ √η_T ε down to x0, where y is the input enlarged by
@@ -54,7 +53,8 @@ class ResShift(nn.Module, Checkpoint):
     """
 
     config_class = ResShiftConfig
-    package = "fewstep.restoration"
+    solvers = SOLVERS
+    config: ResShiftConfig
 
     def __init__(self, config: ResShiftConfig, network: nn.Module | None = None) -> None:
         super().__init__()
@@ -107,20 +107,16 @@ class ResShift(nn.Module, Checkpoint):
             channels += 6 * self.first_stage.width * self.config.scale**2
         return int(4 * channels)
 
+    @property
+    def takes(self) -> frozenset[str]:
+        """A mask, when the network has a channel for it."""
+        inpaints = isinstance(self.net, UNetModelSwin) and self.net.condition_channels == 4
+        return frozenset({"mask"} if inpaints else ())
+
     def steps_of(self, mode: str, steps: int | None = None) -> int:
         """Network calls of a restoration."""
-        check_name("mode", mode, MODES)
-        if mode == "mean" and steps not in (None, 1):
-            raise ValueError(
-                f"steps must be 1 or left out in mode 'mean', which is one network call, got {steps}"
-            )
-        if steps is None:
-            return 1 if mode == "mean" else self.config.steps
-        if not 1 <= steps <= self.config.steps:
-            raise ValueError(
-                f"steps must lie in 1 … {self.config.steps}, the noise levels of the model, got {steps}"
-            )
-        return steps
+        published = self.config.calls or self.config.steps
+        return check_steps(mode, steps, self.modes, published, self.config.steps)
 
     def encode(self, image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch channels h2 w2"]:
         """Image in [-1, 1] to a state."""
@@ -171,34 +167,22 @@ class ResShift(nn.Module, Checkpoint):
         *,
         mode: str = "sample",
         mask: Float[Tensor, "batch 1 h w"] | None = None,
+        level: Level = None,
         steps: int | None = None,
         respacing: str = "end-anchored",
-        solver: str = "ancestral",
+        solver: str | None = None,
         seed: int | Sequence[int] = 0,
         noise: Callable[[Tensor], Tensor] | None = None,
         on_step: OnStep | None = None,
         force_not_quantize: bool = False,
     ) -> Float[Tensor, "batch 3 h2 w2"]:
-        """Restore images of any size, not tiled.
-
-        `noise(like)` is asked for the start and then once for every step but the last, with `like` shaped as
-        the state: (batch, state_channels, …), `state_ratio` times the input extended to a multiple of the
-        padding. For tiles whose overlaps agree, give each tile its place in one field of noise:
-        `noise = NoiseField(seed, model.state_channels).window((ratio * row, ratio * column))` with
-        ratio = model.state_ratio and (row, column) the place of its first pixel in the whole input.
+        """Restore images of any size, not tiled: as every method, and further
 
         Args:
-            lq: input in [-1, 1].
-            mode: "mean", one network call from the start state, which estimates the mean of what the truth
-                may be; or "sample", the chain, which draws one of them.
-            mask: for inpainting, 1 where the image is unknown, 0 where it is known. Known pixels are returned
-                as they were given.
+            lq, mode, mask, level, solver, seed, noise, on_step: as of `RestorationModel.restore`. "mean" asks
+                the network once, at the start state; "sample" goes down the levels.
             steps: noise levels visited in mode "sample"; all by default.
             respacing: which ones: "end-anchored" keeps first and last, "official" leaves out the noisiest.
-            solver: "ancestral", the published posterior; or a rule without fresh noise, one of `SOLVERS`.
-            seed: image i draws from a generator seeded with seed + i; or one seed per image.
-            noise: replaces the generators.
-            on_step: called with a StepInfo of the state after each step; False stops.
             force_not_quantize: leave out the codebook of a VQ first stage.
 
         Returns:
@@ -208,7 +192,9 @@ class ResShift(nn.Module, Checkpoint):
             ValueError: an unknown mode, respacing or solver; a mask where none is taken, or the reverse.
         """
         calls = self.steps_of(mode, steps)
+        solver = SOLVERS[0] if solver is None else solver
         check_name("solver", solver, SOLVERS)
+        self.check_told(mask, level)
         height, width = lq.shape[-2:]
         multiple = self.config.padding
         extended = reflect_to_multiple(lq.to(torch.promote_types(lq.dtype, torch.float32)), multiple)
@@ -232,9 +218,7 @@ class ResShift(nn.Module, Checkpoint):
 
     def _told(self, lq: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """What the network is told about its input."""
-        takes_mask = isinstance(self.net, UNetModelSwin) and self.net.condition_channels == 4
-        if takes_mask != (mask is not None):
-            raise ValueError(f"mask must be {'given: this model inpaints' if takes_mask else 'left out'}")
+        self.check_told(mask, None)
         if isinstance(self.net, UNetModelSwin):
             return {"features": self.net.condition(lq, None if mask is None else 2 * mask - 1)}
         return {"lq": lq}

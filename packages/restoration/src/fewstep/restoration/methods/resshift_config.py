@@ -1,10 +1,12 @@
 """What a ResShift model is built from."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fewstep.core import paths
+
+from .base import check_name
 
 NETWORKS = ("unet-swin", "edsr")
 FIRST_STAGES = ("identity", "pixel-unshuffle", "vq")
@@ -31,6 +33,8 @@ class ResShiftConfig:
         network: "unet-swin" or "edsr".
         network_options: arguments of the network.
         padding: the input is extended by reflection to a multiple of this.
+        tasks: what it was trained for.
+        calls: network calls in mode "sample" unless others are asked for; None: all levels.
 
     Raises:
         ValueError: for a name that is not known or a size below 1.
@@ -51,6 +55,8 @@ class ResShiftConfig:
     network: str = "unet-swin"
     network_options: Mapping[str, Any] = field(default_factory=dict)
     padding: int = 64
+    tasks: tuple[str, ...] = ("super-resolution",)
+    calls: int | None = None
 
     def __post_init__(self) -> None:
         check_name("prediction", self.prediction, PREDICTIONS)
@@ -73,9 +79,3 @@ class ResShiftConfig:
             respaced=None if steps == self.steps else steps,
             respacing=respacing,
         )
-
-
-def check_name(argument: str, given: str, allowed: Collection[str]) -> None:
-    """Refuse a name that is not one of those allowed."""
-    if given not in allowed:
-        raise ValueError(f"{argument} must be one of {', '.join(map(repr, allowed))}, got {given!r}")

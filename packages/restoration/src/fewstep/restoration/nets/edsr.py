@@ -8,6 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
+def told_time(t: Tensor, width: int) -> Float[Tensor, "batch width"]:
+    """Cosines, then sines, of t·10000^(-k/half), k = 0 … half - 1, half = width/2; t has shape (batch,)."""
+    half = width // 2
+    frequency = torch.exp(-math.log(1e4) * torch.arange(half, device=t.device) / half)
+    angle = t[:, None].float() * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
 class ModulatedBlock(nn.Module):
     """Residual block whose first convolution is scaled and shifted by the time embedding.
 
@@ -92,10 +100,7 @@ class ConditionalEDSR(nn.Module):
             t: step index, shape (batch,).
             lq: low-quality image in [-1, 1], H = scale·h.
         """
-        half = self.width // 2
-        frequency = torch.exp(-math.log(1e4) * torch.arange(half, device=x.device) / half)
-        angle = t[:, None].float() * frequency
-        embedding = self.time_embed(torch.cat([angle.cos(), angle.sin()], dim=1).to(self.head.weight.dtype))
+        embedding = self.time_embed(told_time(t, self.width).to(self.head.weight.dtype))
         features = self.head(torch.cat([F.pixel_unshuffle(x, self.scale), lq], dim=1))
         h = features
         for block in self.body:

@@ -1,0 +1,138 @@
+"""What the training of a small model for a task that keeps the size depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .degradations import Degradation, OneOf, degradation
+from .tasks import TASKS
+
+METHODS = ("rddm",)
+
+
+@dataclass(frozen=True)
+class TaskRecipe:
+    """A few-step model with a small U-Net, which sees exactly the noise levels that sampling visits.
+
+    Args:
+        task: a name of `tasks.TASKS`, or several joined by "+", for one model.
+        method: "rddm".
+        method_options: fields of `methods.rddm.RDDMConfig` in place of the recipe's: little noise (sum_scale
+            0.01), x0 prediction, "ddim".
+        degradation: {"name": …, further fields} of `degradations.degradation`, or {"one_of": [[such, share],
+            …]}.
+        takes: what the network is told beside the input, of "mask" and "level".
+        level_share: how often the network is told the noise level, where it is known.
+        pair_share: share of crops from real pairs, where there are any.
+        widths, blocks, fold: of `nets.small_unet.SmallUNet`.
+        start_share: how often the start of the path is drawn, relative to each other time.
+        patch: side of a training crop in pixels.
+        batch_size: crops of a batch.
+        learning_rate: largest rate of AdamW, under a cosine schedule.
+        warmup: share of the run in which the rate rises.
+        ema: decay of the averaged weights that are validated and shipped.
+        clip: largest gradient norm.
+        precision: "bf16" or "no".
+        max_steps: end of the run by steps.
+        validation_images: photographs of the validation folder that are used.
+        validate_every: steps between validations, each with a preview.
+        seed: of crops, degradations, noise and initial weights.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    task: str = "denoise"
+    method: str = "rddm"
+    method_options: Mapping[str, Any] = field(default_factory=dict)
+    degradation: Mapping[str, Any] = field(default_factory=lambda: {"name": "noise"})
+    takes: tuple[str, ...] = ()
+    level_share: float = 0.5
+    pair_share: float = 0.25
+    widths: tuple[int, ...] = (48, 96, 128)
+    blocks: int = 2
+    fold: int = 2
+    start_share: float = 2.0
+    patch: int = 96
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    warmup: float = 0.01
+    ema: float = 0.999
+    clip: float = 0.1
+    precision: str = "bf16"
+    max_steps: int = 500_000
+    validation_images: int = 3
+    validate_every: int = 2_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if not set(self.tasks) <= set(TASKS):
+            raise ValueError(f"task must be of {', '.join(TASKS)}, joined by '+', got {self.task!r}")
+        for name in ("level_share", "pair_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("patch", "batch_size", "max_steps", "validation_images", "validate_every", "blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip", "start_share"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        multiple = self.fold * 2 ** (len(self.widths) - 1)
+        if self.patch % multiple:
+            raise ValueError(f"patch must be a multiple of {multiple} for this network, got {self.patch}")
+
+    def degrade(self) -> Degradation:
+        """What makes the input of a crop."""
+        return _degradation(self.degradation)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of the model."""
+        return tuple(self.task.split("+"))
+
+
+def _degradation(given: Mapping[str, Any]) -> Degradation:
+    if "one_of" in given:
+        return OneOf(*((_degradation(part), float(share)) for part, share in given["one_of"]))
+    fields = dict(given)
+    return degradation(fields.pop("name"), **fields)
+
+
+# The recipes of the shipped models.
+RECIPES = {
+    "rddm-denoise": TaskRecipe(
+        task="denoise", degradation={"name": "noise", "low": 0.0, "high": 50.0}, takes=("level",)
+    ),
+    "rddm-weather": TaskRecipe(
+        task="derain+low-light+jpeg",
+        degradation={
+            "one_of": [[{"name": "rain"}, 1.0], [{"name": "low_light"}, 1.5], [{"name": "jpeg"}, 1.0]],
+        },
+        patch=128,
+        batch_size=4,
+    ),
+    "rddm-inpaint": TaskRecipe(
+        task="inpaint", degradation={"name": "mask"}, takes=("mask",), patch=128, batch_size=4
+    ),
+}
+
+
+def recipe_for(task: str) -> TaskRecipe:
+    """The recipe of the shipped model of a task.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> recipe_for("denoise").takes
+        ('level',)
+    """
+    for recipe in RECIPES.values():
+        if task in (*recipe.tasks, recipe.task):
+            return recipe
+    tasks = sorted({name for recipe in RECIPES.values() for name in recipe.tasks})
+    raise ValueError(f"--task: expected super-resolution or one of {', '.join(tasks)}, got {task!r}")

@@ -1,0 +1,141 @@
+"""All tasks of the restoration app in a real browser: masks are painted, noise is told, batches packed."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+from tests.restoration.tiny_models import make_tiny
+
+from fewstep.restoration import Restorer
+
+gradio = pytest.importorskip("gradio", reason="the apps need gradio")
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
+class SmallModels:
+    """Random models in place of those that ship."""
+
+    def __init__(self) -> None:
+        made = {"denoise": ("level",), "inpaint": ("mask",)}
+        self.restorers = {
+            task: Restorer(make_tiny(takes, (task,)), device="cpu") for task, takes in made.items()
+        }
+        self.tasks = [("Remove noise", "denoise"), ("Fill", "inpaint")]
+
+    def __getitem__(self, task: str) -> Restorer:
+        return self.restorers[task]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from apps.restoration.app import App
+    from apps.restoration.page import build
+
+    folder = tmp_path_factory.mktemp("app")
+    page = build(App(SmallModels(), folder / "results"))  # type: ignore[arg-type]
+    _, url, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, allowed_paths=[str(folder)])
+    yield url
+    page.close()
+
+
+@pytest.fixture
+def page(browser: "Browser", address: str) -> Iterator["Page"]:
+    page = browser.new_page(viewport={"width": 1360, "height": 1400})
+    page.set_default_timeout(180_000)
+    page.goto(address)
+    page.wait_for_selector("#upload input[type=file]", state="attached")
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    cat = skimage.data.chelsea()
+    files = [tmp_path / "one.png", tmp_path / "two.png"]
+    for number, file in enumerate(files):
+        Image.fromarray(cat[60 + 20 * number : 156, 110:238]).save(file)
+    return files
+
+
+def run(page: "Page", photos: list[Path]) -> None:
+    page.set_input_files("#upload input[type=file]", photos)
+    page.wait_for_selector("#restore:not([disabled])")
+
+
+def saved(page: "Page", folder: Path) -> Path:
+    with page.expect_download() as download:
+        page.click("#download")
+    file = folder / "saved" / download.value.suggested_filename
+    download.value.save_as(file)
+    return file
+
+
+def test_a_painted_mask_is_filled(page: "Page", photos: list[Path], tmp_path: Path) -> None:
+    run(page, photos[:1])
+    page.click("#task input")
+    page.get_by_role("option", name="Fill").click()
+    # Zoomed to the photograph, which is 128 pixels wide: it has been drawn.
+    page.wait_for_function("/[1-9]\\d\\d%/.test(document.querySelector('#editor')?.innerText ?? '')")
+    box = page.locator("#editor canvas").last.bounding_box()
+    assert box is not None
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(middle[0] - 30, middle[1])
+    page.mouse.down()
+    page.mouse.move(middle[0] + 30, middle[1], steps=8)
+    page.mouse.up()
+    page.wait_for_load_state("networkidle")
+    page.click("#restore")
+    page.get_by_text("128 × 96 → 128 × 96").wait_for()
+    page.wait_for_selector("#download:not([disabled])")
+    file = saved(page, tmp_path)
+    assert file.name == "one_filled.png"
+    with Image.open(file) as after, Image.open(photos[0]) as before:
+        changed = (np.asarray(after) != np.asarray(before)).any(axis=2)
+    # What was not painted is as it was.
+    assert 0 < changed.mean() < 0.6
+    assert not changed[:5].any()
+    assert changed[40:56, 56:72].any()
+
+
+def test_a_batch_comes_as_a_zip_and_noise_is_told(page: "Page", photos: list[Path], tmp_path: Path) -> None:
+    run(page, photos)
+    page.get_by_text("2 photographs.").wait_for()
+    page.locator("#sigma-known").get_by_label("estimated").check()
+    page.get_by_label("Detailed", exact=False).check()
+    page.fill("#samples input[type=number]", "2")
+    page.press("#samples input[type=number]", "Tab")
+    page.locator("#uncertain input").check()
+    page.click("#restore")
+    page.wait_for_selector("#uncertainty img")
+    assert page.locator("#facts").inner_text().count(", noise ") == 2
+    with zipfile.ZipFile(saved(page, tmp_path)) as pack:
+        assert sorted(pack.namelist()) == [
+            "one_denoised-1.png",
+            "one_denoised-2.png",
+            "two_denoised-1.png",
+            "two_denoised-2.png",
+        ]
+
+
+def test_what_is_painted_is_brought_to_the_size_of_the_photograph() -> None:
+    from apps.restoration.app import painted_mask
+
+    layer = Image.new("RGBA", (40, 30))
+    layer.paste((255, 255, 255, 255), (10, 6, 20, 12))
+    mask = painted_mask({"layers": [layer]}, (80, 60))
+    assert mask.shape == (60, 80)
+    rows, columns = np.nonzero(mask)
+    assert abs(rows.min() - 12) <= 1
+    assert abs(rows.max() - 23) <= 1
+    assert abs(columns.min() - 20) <= 1
+    assert abs(columns.max() - 39) <= 1
+    for nothing in (None, {"layers": []}, {"layers": [Image.new("RGBA", (4, 4))]}):
+        with pytest.raises(ValueError, match="Paint"):
+            painted_mask(nothing, (80, 60))
