@@ -121,6 +121,7 @@ class LinearAttention(nn.Module):
         k = torch.matmul(weight_k, pixels.transpose(1, 2)).softmax(dim=2)
         seen = (k @ pixels.to(k.dtype)).unflatten(1, (HEADS, HEAD_WIDTH))
         out, norm = cast("tuple[nn.Conv2d, nn.Module]", tuple(self.to_out))
+        assert out.bias is not None
         # The published scale of q and the division of v by the pixels.
         projection = out.weight.flatten(1) * (HEAD_WIDTH**-0.5 / (height * width))
         context = seen @ weight_v.to(seen.dtype).unflatten(0, (HEADS, HEAD_WIDTH)).transpose(1, 2)
