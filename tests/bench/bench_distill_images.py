@@ -250,8 +250,9 @@ def picture(bench: Bench, names: list[str], file: File) -> None:
     for name in names:
         teacher = bench.domain.rows[name].teacher is None
         strips.append(grid_of(samples(bench.model(name), 18 if teacher else 1, 16, teacher)[:16]))
-    tall = np.concatenate([np.pad(strip, ((0, 2),) + ((0, 0),) * (strip.ndim - 1)) for strip in strips])
-    image = Image.fromarray(tall)
+    gap = ((0, 0), (0, 4), (0, 0))
+    wide = [np.pad(strip, gap[: strip.ndim], constant_values=255) for strip in strips]
+    image = Image.fromarray(np.concatenate(wide, axis=1))
     image.resize((image.width * 4, image.height * 4), Image.Resampling.NEAREST).save(file)
 
 
