@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.training import CosineSchedule, Trainer, TrainerConfig, TrainResult
+from fewstep.core.training import TrainResult
 
 from .data import list_images, read_rgb, to_signed
 from .degradations import Degradation, Degraded
@@ -21,6 +21,7 @@ from .methods.told import told_maps
 from .metrics import score, sharpness
 from .pairs import Crops, Mixture, RealPairs
 from .recipes import remember
+from .runs import trainer_of
 from .task_recipe import TaskRecipe
 
 
@@ -196,33 +197,8 @@ def train_task(
         real = list(zip(found.bad, found.good, strict=True))
     files = list_images(validation)[: recipe.validation_images]
     held = Held(files, own, lambda averaged: model_of(recipe, averaged), real)
-    trainer = Trainer(
-        net,
-        CleanError(model, recipe.start_share, recipe.level_share),
-        lambda generator: data.batch(generator, recipe.batch_size),
-        folder=folder,
-        config=TrainerConfig(
-            max_steps=recipe.max_steps,
-            max_minutes=max_minutes,
-            batch_size=recipe.batch_size,
-            precision="bf16" if recipe.precision == "bf16" else "no",
-            clip=recipe.clip,
-            ema_decays=(recipe.ema,),
-            channels_last=True,
-            save_every_minutes=3.0,
-            log_every=200,
-            validate_every=recipe.validate_every,
-            preview_every=recipe.validate_every,
-            seed=recipe.seed,
-            device="cpu" if device == "cpu" else "auto",
-        ),
-        optimizer=torch.optim.AdamW(
-            net.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
-        ),
-        schedule=CosineSchedule(warmup=recipe.warmup, floor=0.001),
-        validate=held,
-        preview=held.picture,
-    )
+    loss = CleanError(model, recipe.start_share, recipe.level_share)
+    trainer = trainer_of(recipe, net, loss, data.batch, folder, held, max_minutes, device)
     result = trainer.fit()
     if result.stopped != "interrupted":
         model_of(recipe, trainer.ema.models[recipe.ema]).save_pretrained(folder / "model")

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.core.paths import Path
-from fewstep.core.training import CosineSchedule, Trainer, TrainerConfig, TrainResult
+from fewstep.core.training import TrainResult
 
 from .data import PairedCrops, list_images, read_rgb, reduce_image, to_signed
 from .methods.resshift import ResShift, ResShiftConfig
 from .metrics import score, sharpness
 from .recipes import remember
+from .runs import trainer_of
 
 
 @dataclass(frozen=True)
@@ -224,32 +225,15 @@ def train(
     crops = PairedCrops.from_files(photographs, scale=recipe.scale, patch=recipe.patch)
     held_out = Validation(list_images(validation)[: recipe.validation_images], config)
     path = ResShift(config).path
-    trainer = Trainer(
+    trainer = trainer_of(
+        recipe,
         net,
         ResShiftLoss(path, recipe.step_shares),
-        lambda generator: crops.batch(generator, recipe.batch_size),
-        folder=folder,
-        config=TrainerConfig(
-            max_steps=recipe.max_steps,
-            max_minutes=max_minutes,
-            batch_size=recipe.batch_size,
-            precision="bf16" if recipe.precision == "bf16" else "no",
-            clip=recipe.clip,
-            ema_decays=(recipe.ema,),
-            channels_last=True,
-            save_every_minutes=3.0,
-            log_every=200,
-            validate_every=recipe.validate_every,
-            preview_every=recipe.validate_every,
-            seed=recipe.seed,
-            device="cpu" if device == "cpu" else "auto",
-        ),
-        optimizer=torch.optim.AdamW(
-            net.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
-        ),
-        schedule=CosineSchedule(warmup=recipe.warmup, floor=0.001),
-        validate=held_out,
-        preview=held_out.picture,
+        crops.batch,
+        folder,
+        held_out,
+        max_minutes,
+        device,
     )
     result = trainer.fit()
     if result.stopped != "interrupted":

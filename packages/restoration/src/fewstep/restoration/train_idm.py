@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.training import CosineSchedule, Trainer, TrainerConfig, TrainResult
+from fewstep.core.training import TrainResult
 
 from .compressed_sensing import BlockSensing, measure, sensing_matrix
 from .data import dihedral, list_images, read_rgb
@@ -19,6 +19,7 @@ from .methods.base import check_name
 from .methods.idm import IDM, MEMORY, IDMConfig
 from .metrics import luma_full, score
 from .recipes import remember
+from .runs import trainer_of
 
 
 @dataclass(frozen=True)
@@ -259,32 +260,9 @@ def train_idm(
     remember(recipe, folder)
     torch.manual_seed(recipe.seed)
     model = IDM(config)
-    trainer = Trainer(
-        model,
-        ReconstructionLoss(config, recipe.memory),
-        lambda generator: crops.batch(generator, recipe.batch_size),
-        folder=folder,
-        config=TrainerConfig(
-            max_steps=recipe.max_steps,
-            max_minutes=max_minutes,
-            batch_size=recipe.batch_size,
-            precision="bf16" if recipe.precision == "bf16" else "no",
-            clip=recipe.clip,
-            ema_decays=(recipe.ema,),
-            channels_last=True,
-            save_every_minutes=3.0,
-            log_every=50,
-            validate_every=recipe.validate_every,
-            preview_every=recipe.validate_every,
-            seed=recipe.seed,
-            device="cpu" if device == "cpu" else "auto",
-        ),
-        optimizer=torch.optim.AdamW(
-            model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
-        ),
-        schedule=CosineSchedule(warmup=recipe.warmup, floor=0.001),
-        validate=held_out,
-        preview=held_out.picture,
+    loss = ReconstructionLoss(config, recipe.memory)
+    trainer = trainer_of(
+        recipe, model, loss, crops.batch, folder, held_out, max_minutes, device, log_every=50
     )
     result = trainer.fit()
     if result.stopped != "interrupted":
