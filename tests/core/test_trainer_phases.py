@@ -220,14 +220,19 @@ def test_a_metric_that_does_not_improve_ends_the_run(tmp_path):
 def test_averages_of_each_family_follow_their_formula():
     torch.manual_seed(0)
     net = nn.Linear(1, 1, bias=False).double()
-    rules = (0.9, "power:2", "half-life:5")
+    rules = (0.9, "power:2", "half-life:5", "inverse-power:0.75")
     ema = Ema(net, rules)
     expected = dict.fromkeys(rules, net.weight.item())
     for n in range(1, 40):
         with torch.no_grad():
             net.weight.fill_(np.sin(n))
         ema.update(net)
-        decays = (min(0.9, n / (9 + n)), (1 - 1 / n) ** 3, 0.5 ** (1 / min(5.0, 0.05 * n)))
+        decays = (
+            min(0.9, n / (9 + n)),
+            (1 - 1 / n) ** 3,
+            0.5 ** (1 / min(5.0, 0.05 * n)),
+            1 - max(n - 1, 1) ** -0.75,
+        )
         for rule, decay in zip(rules, decays, strict=True):
             expected[rule] = decay * expected[rule] + (1 - decay) * np.sin(n)
     for rule in rules:

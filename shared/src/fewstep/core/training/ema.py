@@ -16,12 +16,13 @@ def check_rule(rule: Rule) -> Rule:
     """Return a rule as `Ema` keeps it.
 
     Raises:
-        ValueError: it is none of a decay in [0, 1), "power:…" and "half-life:…" with a positive number.
+        ValueError: it is none of a decay in [0, 1), "power:…", "half-life:…" and "inverse-power:…" with a
+            positive number.
     """
     if isinstance(rule, str):
         kind, _, number = rule.partition(":")
         try:
-            fits = kind in ("power", "half-life") and 0 < float(number) < math.inf
+            fits = kind in ("power", "half-life", "inverse-power") and 0 < float(number) < math.inf
         except ValueError:
             fits = False
     else:
@@ -29,8 +30,8 @@ def check_rule(rule: Rule) -> Rule:
         fits = 0 <= rule < 1
     if not fits:
         raise ValueError(
-            "ema_decays must be numbers in [0, 1), or such as 'power:16.97' and 'half-life:2000', "
-            f"got {rule!r}"
+            "ema_decays must be numbers in [0, 1), or such as 'power:16.97', 'half-life:2000' and "
+            f"'inverse-power:0.75', got {rule!r}"
         )
     return rule
 
@@ -50,6 +51,8 @@ def decay_after(rule: Rule, updates: int) -> float:
     n, value = updates + 1, float(number)
     if kind == "power":
         return (1 - 1 / n) ** (value + 1)
+    if kind == "inverse-power":
+        return min(0.9999, 1 - updates**-value) if updates > 1 else 0.0
     return 0.5 ** (1 / min(value, 0.05 * n))
 
 
@@ -60,6 +63,7 @@ class Ema:
         0.999               min(0.999, n/(9 + n)): constant after a warm-up
         "power:16.97"       (1 − 1/n)^(γ + 1), γ = 16.97: the average spans a fixed share of the run
         "half-life:2000"    2^(−1/min(H, n/20)), H = 2000 updates
+        "inverse-power:0.75"    min(1 − (n − 1)^(−p), 0.9999), p = 0.75; 0 for the first two updates
 
     so that an average of a young run does not remember its initial weights.
 
@@ -69,7 +73,8 @@ class Ema:
 
     Reference: Tarvainen and Valpola (2017), Mean teachers, section 2 (the average), with the warm-up that
         TensorFlow's moving averages made common; Karras et al. (2024), Analyzing and Improving the Training
-        Dynamics of Diffusion Models, eq. 2 (power); Karras et al. (2022), appendix F.1 (half-life).
+        Dynamics of Diffusion Models, eq. 2 (power); Karras et al. (2022), appendix F.1 (half-life); Chi et
+        al. (2023), Diffusion Policy, released code (inverse power).
     """
 
     def __init__(self, model: nn.Module, decays: Sequence[Rule]) -> None:
