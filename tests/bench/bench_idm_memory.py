@@ -165,6 +165,7 @@ def main() -> None:
             command += ["--patch", str(given.patch), "--batch", str(given.batch)]
             answer = subprocess.run(command, check=True, capture_output=True, text=True)
             rows.setdefault(steps, {})[memory] = json.loads(answer.stdout.splitlines()[-1])
+            print(f"T = {steps}, {memory}: {rows[steps][memory]}", file=sys.stderr, flush=True)
     print(report(rows))
 
 

@@ -25,7 +25,16 @@ from fewstep.restoration.methods.irsde import IRSDE
 from fewstep.restoration.methods.irsde_config import IRSDEConfig
 from fewstep.restoration.nets.conditional_nafnet import ConditionalNAFNet, NAFBlock
 from fewstep.restoration.nets.conditional_unet import ConditionalUNet
-from fewstep.restoration.nets.irsde_blocks import HEAD_WIDTH, HEADS, ChannelNorm, LinearAttention, ResBlock
+from fewstep.restoration.nets.irsde_blocks import (
+    HEAD_WIDTH,
+    HEADS,
+    Attend,
+    ChannelNorm,
+    LinearAttention,
+    ResBlock,
+)
+from fewstep.restoration.nets.rddm_blocks import Pointwise, Upsample
+from fewstep.restoration.nets.row_filters import Conv3
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SIZES = {
@@ -82,7 +91,25 @@ class PublishedNAFBlock(NAFBlock):
         return x + self.conv5(self.gate(self.conv4(h))) * self.gamma
 
 
-PEERS = {
+class PublishedAttend(Attend):
+    """The sum as a map of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fn(x)
+
+
+class PublishedUpsample(Upsample):
+    """Repeats the pixels, then convolves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.Sequential.forward(self, x)
+
+
+PEERS: dict[type[nn.Module], type[nn.Module]] = {
+    Conv3: nn.Conv2d,
+    Pointwise: nn.Conv2d,
+    Upsample: PublishedUpsample,
+    Attend: PublishedAttend,
     ChannelNorm: PublishedNorm,
     LinearAttention: PublishedAttention,
     ResBlock: PublishedResBlock,

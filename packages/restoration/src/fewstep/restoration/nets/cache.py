@@ -35,7 +35,7 @@ class Remembered(Generic[Value]):
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._entries: OrderedDict[Hashable, tuple[tuple[Tensor, ...], Value]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, tuple[object, Value]] = OrderedDict()
 
     def get(self, inputs: tuple[Tensor, ...], compute: Callable[[], Value]) -> Value:
         """The value for these inputs: remembered, or computed now."""
@@ -46,8 +46,10 @@ class Remembered(Generic[Value]):
         key = (autocast, *((id(x), x._version, x.data_ptr(), x.dtype) for x in inputs))
         entry = self._entries.get(key)
         if entry is None:
-            # The inputs are held, so that no other tensor can take over their identities.
-            entry = self._entries[key] = (inputs, compute())
+            # The inputs are held, so that no other tensor can take over their identities, and their memory,
+            # so that weights that are cast twice cannot come back to the same address with other values.
+            held = inputs, tuple(x.detach() for x in inputs)
+            entry = self._entries[key] = (held, compute())
             while len(self._entries) > self.size:
                 self._entries.popitem(last=False)
         else:
@@ -64,7 +66,7 @@ class Remembered(Generic[Value]):
 
 
 class Remembering(nn.Module):
-    """A module that forgets what it remembered when it changes between training and evaluation."""
+    """A module that forgets what it remembered when it is cast, moved, or set to training or evaluation."""
 
     def forget(self) -> None:
         """Drop remembered values."""
@@ -76,3 +78,7 @@ class Remembering(nn.Module):
         """Set the mode as every module does, and forget."""
         self.forget()
         return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Remembering":
+        self.forget()
+        return super()._apply(fn, recurse)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from .cache import Remembered, Remembering
 from .conditional_unet import REMEMBERED_TIMES
+from .inplace import times
 from .irsde_blocks import ChannelNorm, Modulation, SimpleGate, sinusoids
+from .rddm_blocks import Pointwise
 
 
 class Pair(NamedTuple):
@@ -38,12 +40,12 @@ class NAFBlock(nn.Module):
         super().__init__()
         double = 2 * channels
         self.mlp = nn.Sequential(SimpleGate(), nn.Linear(embedding // 2, 4 * channels))
-        self.conv1 = nn.Conv2d(channels, double, 1)
+        self.conv1 = Pointwise(channels, double)
         self.conv2 = nn.Conv2d(double, double, 3, padding=1, groups=double)
-        self.conv3 = nn.Conv2d(channels, channels, 1)
+        self.conv3 = Pointwise(channels, channels)
         self.sca = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1))
-        self.conv4 = nn.Conv2d(channels, double, 1)
-        self.conv5 = nn.Conv2d(channels, channels, 1)
+        self.conv4 = Pointwise(channels, double)
+        self.conv5 = Pointwise(channels, channels)
         self.norm1, self.norm2 = ChannelNorm(channels), ChannelNorm(channels)
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
@@ -52,20 +54,15 @@ class NAFBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels h w"], told: Pair
     ) -> Float[Tensor, "batch channels h w"]:
-        h = self.gate(self.conv2(self.conv1(modulated(self.norm1(x), told.attention))))
-        x = torch.addcmul(x, self.conv3(h * self.sca(h)), self.beta)
-        h = self.gate(self.conv4(modulated(self.norm2(x), told.feed_forward)))
+        h = self.gate(self.conv2(self.conv1(self.norm1(x, told.attention))))
+        x = torch.addcmul(x, self.conv3(times(h, self.sca(h))), self.beta)
+        h = self.gate(self.conv4(self.norm2(x, told.feed_forward)))
         return torch.addcmul(x, self.conv5(h), self.gamma)
 
     def modulation(self, embedding: Float[Tensor, "batch embedding"]) -> Pair:
         """Gains and shifts of one time, shaped for feature maps."""
         shift1, scale1, shift2, scale2 = self.mlp(embedding)[:, :, None, None].chunk(4, dim=1)
         return Pair(Modulation(1 + scale1, shift1), Modulation(1 + scale2, shift2))
-
-
-def modulated(x: Tensor, told: Modulation) -> Tensor:
-    """Features scaled and shifted."""
-    return torch.addcmul(told.shift, x, told.gain)
 
 
 class Blocks(nn.Sequential):

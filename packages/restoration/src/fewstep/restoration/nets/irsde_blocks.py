@@ -8,6 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .inplace import plus, silu
+from .linear_attention import linear_attention
+from .rddm_blocks import Upsample
+from .row_filters import Conv3
+
 HEADS, HEAD_WIDTH = 4, 32
 HIDDEN = HEADS * HEAD_WIDTH
 
@@ -51,10 +56,17 @@ class ChannelNorm(nn.Module):
         super().__init__()
         self.g = nn.Parameter(torch.ones(1, channels, 1, 1))
 
-    def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels h w"]:
+    def forward(
+        self, x: Float[Tensor, "batch channels h w"], told: Modulation | None = None
+    ) -> Float[Tensor, "batch channels h w"]:
+        """Normed features, scaled and shifted where a modulation is given."""
+        if told is not None and len(told.gain) > 1:
+            return torch.addcmul(told.shift, self(x), told.gain)
+        weight, bias = self.g.flatten(), None
+        if told is not None:
+            weight, bias = weight * told.gain.flatten(), told.shift.flatten()
         pixels = x.permute(0, 2, 3, 1)
-        weight = self.g.flatten()
-        return F.layer_norm(pixels, weight.shape, weight, eps=self.eps).permute(0, 3, 1, 2)
+        return F.layer_norm(pixels, weight.shape, weight, bias, eps=self.eps).permute(0, 3, 1, 2)
 
 
 class Projection(nn.Module):
@@ -89,9 +101,7 @@ class ResBlock(nn.Module):
         h = self.block1.proj(x)
         if modulation is not None:
             h = torch.addcmul(modulation.shift, h, modulation.gain)
-        inplace = not torch.is_grad_enabled()
-        h = F.silu(self.block2.proj(F.silu(h, inplace=inplace)), inplace=inplace)
-        return h + self.res_conv(x)
+        return plus(silu(self.block2.proj(silu(h))), self.res_conv(x))
 
     def modulation(self, embedding: Float[Tensor, "batch embedding"]) -> Modulation:
         """Gain and shift of one time, shaped for feature maps."""
@@ -100,14 +110,7 @@ class ResBlock(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Attention whose cost grows with the pixels and not with their square: softmax(q)·(softmax(k)ᵀ·v).
-
-    q is normalised over the channels of its head, k over all pixels; 4 heads of 32. Products of small
-    matrices are made first: softmax(k)ᵀ·v = (softmax(k)ᵀ·x)·Wᵥᵀ needs no v, and the output projection goes
-    into it, so that pixels meet one matrix on the way in and one on the way out.
-
-    Reference: Shen et al. 2021, "Efficient Attention: Attention with Linear Complexities".
-    """
+    """Attention whose cost grows with the pixels and not with their square, then channel normalisation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -115,20 +118,12 @@ class LinearAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Conv2d(HIDDEN, channels, 1), ChannelNorm(channels))
 
     def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels h w"]:
-        batch, channels, height, width = x.shape
-        pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-        weight_q, weight_k, weight_v = self.to_qkv.weight.flatten(1).chunk(3)
-        k = torch.matmul(weight_k, pixels.transpose(1, 2)).softmax(dim=2)
-        seen = (k @ pixels.to(k.dtype)).unflatten(1, (HEADS, HEAD_WIDTH))
+        rows = x.permute(0, 2, 3, 1).flatten(1, 2)
         out, norm = cast("tuple[nn.Conv2d, nn.Module]", tuple(self.to_out))
         assert out.bias is not None
-        # The published scale of q and the division of v by the pixels.
-        projection = out.weight.flatten(1) * (HEAD_WIDTH**-0.5 / (height * width))
-        context = seen @ weight_v.to(seen.dtype).unflatten(0, (HEADS, HEAD_WIDTH)).transpose(1, 2)
-        mixed = context @ projection.to(seen.dtype).t().unflatten(0, (HEADS, HEAD_WIDTH))
-        q = F.linear(pixels, weight_q).unflatten(2, (HEADS, HEAD_WIDTH)).softmax(dim=3).flatten(2)
-        h = torch.baddbmm(out.bias.to(mixed.dtype), q.to(mixed.dtype), mixed.flatten(1, 2))
-        return norm(h.unflatten(1, (height, width)).permute(0, 3, 1, 2))
+        w_qkv, w_out = self.to_qkv.weight.flatten(1), out.weight.flatten(1)
+        h = linear_attention(rows, w_qkv, w_out, out.bias, (HEADS, HEAD_WIDTH))
+        return norm(h.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2))
 
 
 class FullAttention(nn.Module):
@@ -167,12 +162,12 @@ class Attend(nn.Module):
         self.fn = PreNorm(channels, attention)
 
     def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels h w"]:
-        return x + self.fn(x)
+        return plus(self.fn(x), x)
 
 
-def conv3(channels: int, out_channels: int) -> nn.Conv2d:
+def conv3(channels: int, out_channels: int) -> Conv3:
     """3×3 convolution without bias, which the published blocks have not."""
-    return nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
+    return Conv3(channels, out_channels, bias=False)
 
 
 def down(channels: int, out_channels: int) -> nn.Conv2d:
@@ -180,8 +175,6 @@ def down(channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels, out_channels, 4, stride=2, padding=1)
 
 
-def up(channels: int, out_channels: int) -> nn.Sequential:
+def up(channels: int, out_channels: int) -> Upsample:
     """Repetition of pixels that doubles the sides, and a 3×3 convolution."""
-    return nn.Sequential(
-        nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(channels, out_channels, 3, padding=1)
-    )
+    return Upsample(channels, out_channels)

@@ -9,6 +9,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from .cache import Remembered, Remembering
+from .inplace import plus, silu
+from .linear_attention import linear_attention
+from .row_filters import convolved, pays, row_filters
 
 # How many visited times keep what was computed from them: those of one sampler at a few batch sizes.
 REMEMBERED_TIMES = 32
@@ -34,7 +37,7 @@ def sinusoids(t: Tensor, width: int) -> Float[Tensor, "batch width"]:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class TimeEmbedding(nn.Sequential):
+class TimeEmbedding(Remembering, nn.Sequential):
     """Sinusoids of the time, a linear layer, GELU, a linear layer; remembered for visited times.
 
     Args:
@@ -54,13 +57,8 @@ class TimeEmbedding(nn.Sequential):
     def _embed(self, t: Tensor) -> Tensor:
         return self[3](self[2](self[1](sinusoids(t, self.width).to(next(self.parameters()).dtype))))
 
-    def train(self, mode: bool = True) -> "TimeEmbedding":
-        """Set the mode as every module does, and forget."""
-        self.remembered.clear()
-        return super().train(mode)
 
-
-class StandardizedConv2d(nn.Conv2d):
+class StandardizedConv2d(Remembering, nn.Conv2d):
     """A convolution whose filters have mean 0 and variance 1.
 
     w' = (w − mean w) / √(var w + 10⁻⁵) for every filter. w' is computed once for as long as w stays as it is,
@@ -74,8 +72,12 @@ class StandardizedConv2d(nn.Conv2d):
     def __init__(self, channels: int, out_channels: int, size: int) -> None:
         super().__init__(channels, out_channels, size, padding=size // 2)
         self.remembered: Remembered[Tensor] = Remembered(2)
+        self.fast: Remembered[Tensor] = Remembered(1)
 
     def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch out_channels h w"]:
+        if pays(x, self.weight):
+            filters = self.fast.get((self.weight,), lambda: row_filters(self.standardized()))
+            return convolved(x, filters, self.bias)
         return self._conv_forward(x, self.remembered.get((self.weight,), self.standardized), self.bias)
 
     def standardized(self) -> Tensor:
@@ -89,11 +91,6 @@ class StandardizedConv2d(nn.Conv2d):
             return standardized.to(torch.get_autocast_dtype(device))
         return standardized
 
-    def train(self, mode: bool = True) -> "StandardizedConv2d":
-        """Set the mode as every module does, and forget."""
-        self.remembered.clear()
-        return super().train(mode)
-
 
 class Block(nn.Module):
     """Standardised 3×3 convolution, group normalisation, scale and shift where given, SiLU."""
@@ -106,11 +103,16 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels h w"], modulation: tuple[Tensor, Tensor] | None = None
     ) -> Float[Tensor, "batch out_channels h w"]:
-        h = self.norm(self.proj(x))
-        if modulation is not None:
-            gain, shift = modulation
-            h = torch.addcmul(shift, h, gain)
-        return F.silu(h, inplace=not torch.is_grad_enabled())
+        h = self.proj(x)
+        if modulation is None:
+            return silu(self.norm(h))
+        gain, shift = modulation
+        if len(gain) > 1:
+            return silu(torch.addcmul(shift, self.norm(h), gain))
+        # One time for all: the norm's own scale and shift take it up.
+        gain, shift = gain.flatten(), shift.flatten()
+        weight, bias = self.norm.weight * gain, torch.addcmul(shift, self.norm.bias, gain)
+        return silu(F.group_norm(h, self.norm.num_groups, weight, bias, self.norm.eps))
 
 
 class ResnetBlock(Remembering):
@@ -139,7 +141,7 @@ class ResnetBlock(Remembering):
             (embedding, *self.mlp.parameters()), lambda: self.modulation(embedding)
         )
         h = self.block2(self.block1(x, modulation))
-        return h + self.res_conv(x)
+        return plus(h, self.res_conv(x))
 
     def modulation(self, embedding: Float[Tensor, "batch embedding"]) -> tuple[Tensor, Tensor]:
         """1 + scale and shift, shaped for feature maps."""
@@ -159,14 +161,7 @@ class ChannelNorm(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Attention whose cost grows linearly with the pixels.
-
-    out = W_o (Σ_n softmax_n(k)_n v_nᵀ / N)ᵀ softmax_c(q) / √32 + b for each head, softmax_n over pixels and
-    softmax_c over channels, then channel normalisation. Σ_n k_n v_nᵀ is computed as (Σ_n k_n x_nᵀ) W_vᵀ, and
-    W_o is multiplied with it, so that neither v nor the heads' output is ever made.
-
-    Reference: Shen, Zhang, Zhao, Yi & Li 2021, "Efficient Attention: Attention with Linear Complexities".
-    """
+    """Attention whose cost grows linearly with the pixels, then channel normalisation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -175,19 +170,11 @@ class LinearAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Conv2d(hidden, channels, 1), ChannelNorm(channels))
 
     def forward(self, rows: Float[Tensor, "batch pixels channels"]) -> Float[Tensor, "batch pixels channels"]:
-        hidden, heads = HEADS * HEAD_WIDTH, (HEADS, HEAD_WIDTH)
-        w_q, w_k, w_v = self.to_qkv.weight.flatten(1).split(hidden)
-        projection, norm = self.to_out
-        assert isinstance(projection, nn.Conv2d)
-        assert projection.bias is not None
-        w_o = projection.weight.flatten(1)
-        q = F.linear(rows, w_q).unflatten(2, heads).softmax(3).flatten(2)
-        k = (w_k @ rows.mT).softmax(2)
-        # (batch, heads, channels of k, channels of v)
-        context = (k @ rows).unflatten(1, heads) @ w_v.unflatten(0, heads).mT
-        mixing = context @ w_o.unflatten(1, heads).permute(1, 2, 0)
-        mixing = mixing.flatten(1, 2) * (HEAD_WIDTH**-0.5 / rows.shape[1])
-        return norm(torch.baddbmm(projection.bias.to(q.dtype), q, mixing.to(q.dtype)))
+        out, norm = self.to_out
+        assert isinstance(out, nn.Conv2d)
+        assert out.bias is not None
+        w_qkv, w_out = self.to_qkv.weight.flatten(1), out.weight.flatten(1)
+        return norm(linear_attention(rows, w_qkv, w_out, out.bias, (HEADS, HEAD_WIDTH)))
 
 
 class Attention(nn.Module):
@@ -228,7 +215,7 @@ class Residual(nn.Module):
     def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels h w"]:
         # Of maps with channels last in memory the rows are a view.
         added = self.fn(x.flatten(2).mT).mT.unflatten(2, x.shape[2:])
-        return x + added
+        return plus(added, x)
 
 
 class Pointwise(nn.Conv2d):
@@ -244,7 +231,7 @@ class Pointwise(nn.Conv2d):
         return rows.permute(0, 3, 1, 2)
 
 
-class Upsample(nn.Sequential):
+class Upsample(Remembering, nn.Sequential):
     """The resolution doubled by repetition, then a 3×3 convolution.
 
     Where no gradients are recorded it is computed at the low resolution: taps that meet the same pixel
@@ -272,11 +259,6 @@ class Upsample(nn.Sequential):
                 place = places[:, row, column, :, row : row + height, column : column + width]
                 out[:, row::2, column::2] = place.permute(0, 2, 3, 1)
         return out.permute(0, 3, 1, 2)
-
-    def train(self, mode: bool = True) -> "Upsample":
-        """Set the mode as every module does, and forget."""
-        self.remembered.clear()
-        return super().train(mode)
 
 
 def merged_taps(weight: Float[Tensor, "out in 3 3"]) -> Float[Tensor, "out4 in 2 2"]:
