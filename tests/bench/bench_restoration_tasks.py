@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -129,7 +129,7 @@ def cases() -> dict[str, Case]:
     weather = "rddm-weather"
     found["rain"] = Case("derain", weather, degradation("rain"), ("bsd100",), {"opening 1×5": opened}, 12)
     dark: dict[str, Tool] = {"gamma to mean 0.45": gamma, "gain to mean 115": gained}
-    found["low light"] = Case("low-light", weather, degradation("low_light"), ("bsd100",), dark, 20)
+    found["low light"] = Case("low-light", "rddm-low-light", degradation("low_light"), ("bsd100",), dark, 20)
     for quality in (10, 20, 40):
         made = degradation("jpeg", low=quality, high=quality)
         found[f"JPEG {quality}"] = Case(
@@ -224,12 +224,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with one folder of photographs per set")
     parser.add_argument("--tasks", nargs="*", help="tasks (default: all)")
     parser.add_argument("--model", nargs="*", default=[], help="NAME=FOLDER in place of a shipped model")
+    parser.add_argument("--count", type=int, default=60, help="photographs of a set at most")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     models = dict(part.split("=", 1) for part in arguments.model)
     results = {
-        name: measure(case, arguments.data, models)
+        name: measure(replace(case, count=min(case.count, arguments.count)), arguments.data, models)
         for name, case in cases().items()
         if not arguments.tasks or case.task in arguments.tasks
     }

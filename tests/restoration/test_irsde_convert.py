@@ -72,7 +72,7 @@ def test_latent_refusion(tmp_path):
     }
     assert model.config.network_options["long_skip"]
     assert model.config.max_sigma == 50
-    assert (model.state_channels, model.state_ratio, model.config.padding) == (4, 0.25, 8)
+    assert (model.state_channels, model.state_ratio, model.config.padding) == (4, 0.25, 16)
     assert model.restore(torch.zeros(1, 3, 9, 6), solver="mrs-1", steps=2).shape == (1, 3, 9, 6)
     assert not irsde.from_official(net, stage, long_skip=False).config.network_options["long_skip"]
 

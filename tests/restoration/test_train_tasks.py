@@ -16,7 +16,7 @@ from fewstep.restoration.cli import app
 from fewstep.restoration.degradations import GaussianNoise, Masked
 from fewstep.restoration.pairs import Crops, Mixture, RealPairs
 from fewstep.restoration.task_recipe import RECIPES, TaskRecipe
-from fewstep.restoration.task_training import CleanError, Held, model_of, train_task
+from fewstep.restoration.task_training import CleanError, Held, _begin_with, model_of, train_task
 
 SMALL = TaskRecipe(
     degradation={"name": "noise", "low": 25.0, "high": 25.0},
@@ -189,3 +189,43 @@ def test_shipped_recipes_make_batches(name):
 def test_bad_recipes(change, words):
     with pytest.raises(ValueError, match=words):
         replace(SMALL, **change)
+
+
+def test_later_states_are_made_from_the_first_prediction_as_in_sampling():
+    model = model_of(SMALL)
+    asked = []
+
+    def net(x, t, lq, maps):
+        asked.append((x.clone(), t.clone(), lq))
+        return 0.5 * lq
+
+    crops = Crops((cut("coffee.png"),), GaussianNoise(25.0, 25.0), 32)
+    batch = Mixture([crops]).batch(np.random.default_rng(0), 32)
+    CleanError(model, 1.0, 0.5, rollout_share=1.0)(net, batch, torch.Generator().manual_seed(0))
+    (first, start, _), (x, t, _) = asked
+    later = t < 999
+    assert len(first) == int(later.sum())
+    assert (start == 999).all()
+    path, y = model.config.path(), batch["y"]
+    a, b, sigma = (value.float().view(-1, 1, 1, 1) for value in path.evaluate(t.double()))
+    b_start, sigma_start = (float(value) for value in path.coefficients(999.0)[1:])
+    noise = (first - b_start * y[later]) / sigma_start
+    expected = a[later] * 0.5 * y[later] + b[later] * y[later] + sigma[later] * noise
+    torch.testing.assert_close(x[later], expected, atol=1e-4, rtol=0)
+
+
+def test_a_network_that_is_told_other_maps_begins_with_the_images_weights(tmp_path, folders):
+    told, untold = model_of(SMALL), model_of(replace(SMALL, takes=()))
+    torch.nn.init.normal_(told.net.tail.weight, std=0.05)
+    _begin_with(untold.net, told)
+    shared = 6 * SMALL.fold**2
+    torch.testing.assert_close(untold.net.head.weight, told.net.head.weight[:, :shared])
+    again = model_of(replace(SMALL, takes=("mask",)))
+    _begin_with(again.net, told)
+    assert again.net.head.weight[:, shared:].abs().max() == 0
+    x, t = torch.rand(1, 3, 16, 16), torch.tensor([999.0])
+    torch.testing.assert_close(
+        again.net(x, t, x, torch.ones(1, 1, 16, 16)), untold.net(x, t, x), atol=1e-6, rtol=0
+    )
+    with pytest.raises(ValueError, match="start: its network is not that of the recipe"):
+        _begin_with(model_of(replace(SMALL, widths=(16, 32))).net, told)

@@ -11,7 +11,12 @@ from typing import Any
 from .tasks import TASKS
 
 # Checkpoints say what they are by the name of a class; these were made before tasks were written down.
-_TASKS_OF = {"ResShift": ("super-resolution",), "IDM": ("compressed-sensing",)}
+_TASKS_OF = {
+    "ResShift": ("super-resolution",),
+    "IDM": ("compressed-sensing",),
+    # Commands of its own, not a task of `fewstep restore`.
+    "Oscar": ("encode", "decode"),
+}
 DEFAULT = "resshift-x4"
 
 
@@ -83,8 +88,26 @@ def _calls(kind: str, config: Mapping[str, Any]) -> int | None:
     for field in ("sampling_steps", "calls"):
         if config.get(field):
             return int(config[field])
+    if kind in ("IRSDE", "Resfusion"):
+        return _calls_of_path(kind, config)
+    if kind == "Oscar":
+        return 1
     # The others' steps are those of the whole path, of which only a part is gone.
     return int(config["steps"]) if kind in ("ResShift", "IDM") and "steps" in config else None
+
+
+def _calls_of_path(kind: str, config: Mapping[str, Any]) -> int:
+    """What the path and the rule say, where the configuration does not: it brings PyTorch along."""
+    from fewstep.core.configs import config_from_dict
+
+    from .methods.irsde_config import IRSDEConfig
+    from .methods.resfusion_config import ResfusionConfig
+
+    fields = {name: value for name, value in config.items() if name != "_class"}
+    if kind == "IRSDE":
+        restorer = config_from_dict(IRSDEConfig, fields)
+        return restorer.calls_of(restorer.solver)
+    return config_from_dict(ResfusionConfig, fields).times_kept
 
 
 def method_name(text: str) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from .commands.codec import decode, encode
+from .commands.convert import convert
 from .commands.files import files
 from .commands.metrics import metrics
 from .commands.simulate import simulate
@@ -41,15 +43,18 @@ app = typer.Typer(
 
 @app.callback()
 def restore() -> None:
-    """Restore photographs; sub-commands train models, measure results and degrade photographs."""
+    """Restore photographs; sub-commands train and convert models, measure and degrade."""
 
 
 app.command(
     FILES,
     cls=DefaultCommand,
-    epilog="More: fewstep restore train --help, … metrics --help, … simulate --help",
+    epilog="More: fewstep restore train --help, and metrics, simulate, convert, encode, decode",
     context_settings=HELP,
 )(files)
 app.command("train", context_settings=HELP)(train)
 app.command("metrics", context_settings=HELP)(metrics)
 app.command("simulate", context_settings=HELP)(simulate)
+app.command("convert", context_settings=HELP)(convert)
+app.command("encode", context_settings=HELP)(encode)
+app.command("decode", context_settings=HELP)(decode)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .images import READABLE_EXTENSIONS
+from .images import READABLE_EXTENSIONS, ImageError
 from .resize import imresize
 
 
@@ -34,7 +34,7 @@ def list_images(source: str | Path | Iterable[str | Path]) -> list[Path]:
             raise ValueError(f"source: expected a folder of images, got {str(source)!r}")
         files = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in READABLE_EXTENSIONS)
     if not files:
-        raise ValueError(f"source: no images ({', '.join(sorted(READABLE_EXTENSIONS))}) in {source!r}")
+        raise ValueError(f"source: no images ({', '.join(sorted(READABLE_EXTENSIONS))}) in {str(source)!r}")
     return files
 
 
@@ -61,9 +61,15 @@ def read_rgb(file: str | Path, multiple: int = 1) -> np.ndarray:
 
     Returns:
         (height, width, 3) uint8.
+
+    Raises:
+        ImageError: it cannot be read.
     """
-    with Image.open(file) as opened:
-        pixels = np.asarray(opened.convert("RGB"))
+    try:
+        with Image.open(file) as opened:
+            pixels = np.asarray(opened.convert("RGB"))
+    except OSError as error:
+        raise ImageError(f"{file}: cannot be read ({error})") from error
     height, width = (n - n % multiple for n in pixels.shape[:2])
     return pixels[:height, :width]
 

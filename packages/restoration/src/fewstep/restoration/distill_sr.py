@@ -1,9 +1,8 @@
 """One-call students of a ResShift model: the recipe of `resshift-x4-1call`."""
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.core.files import atomic_path
 from fewstep.core.flow_map import FlowMap
 from fewstep.core.objectives.adversarial.features import FrozenFeatures
 from fewstep.core.objectives.adversarial.head import AdversarialHead
@@ -30,6 +28,7 @@ from .methods.resshift_config import PREDICTIONS
 from .metrics import score, sharpness
 from .nets.edsr import ConditionalEDSR
 from .one_call import FromStart, TrunkFeatures
+from .recipes import refuse_other, remember
 from .train import restore_bytes
 
 BETAS = (0.9, 0.99)
@@ -213,11 +212,12 @@ def distill_one_call(
         ValueError: no photographs, or the folder holds a run of another recipe.
     """
     recipe, folder = recipe or OneCallRecipe(), FilePath(output)
-    _remember(recipe, folder)
+    refuse_other(recipe, folder)
     torch.manual_seed(recipe.seed)
     objective = one_call_objective(teacher, recipe)
     crops = PairedCrops.from_files(photographs, scale=teacher.scale, patch=recipe.patch)
     held_out = OneCallValidation.from_files(teacher, list_images(validation)[: recipe.validation_images])
+    remember(recipe, folder)
     student = copy.deepcopy(teacher.net).requires_grad_(True)
     # The trainer counts the updates of judge and student, the recipe those of the student.
     turns = sum(phase.updates for phase in objective.phases())
@@ -250,15 +250,3 @@ def distill_one_call(
         averaged = trainer.ema.models[recipe.ema]
         ResShift(student_config(teacher.config), network=averaged).save_pretrained(folder / "model")
     return result
-
-
-def _remember(recipe: OneCallRecipe, folder: FilePath) -> None:
-    """Write the recipe into the run's folder; refuse a folder that was begun with another one."""
-    values, file = asdict(recipe), folder / "recipe.json"
-    if file.is_file():
-        if json.loads(file.read_text(encoding="utf-8")) != values:
-            raise ValueError(f"output: {folder} holds a run of another recipe ({file}); give another folder")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -49,7 +49,7 @@ def as_mask(mask: MaskLike | Picture, picture: Picture) -> np.ndarray:
 
     Raises:
         ImageError: the mask cannot be read.
-        ValueError: it has another size, or marks nothing.
+        ValueError: it has another size, or marks nothing or everything.
     """
     if isinstance(mask, np.ndarray) and mask.dtype == bool:
         marked = mask
@@ -65,4 +65,8 @@ def as_mask(mask: MaskLike | Picture, picture: Picture) -> np.ndarray:
         )
     if not marked.any():
         raise ValueError("mask: nothing is marked; white pixels are those to be filled")
+    if marked.all():
+        raise ValueError(
+            "mask: everything is marked, which leaves nothing to fill from; black pixels are kept"
+        )
     return np.ascontiguousarray(marked)

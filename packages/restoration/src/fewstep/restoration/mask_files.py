@@ -34,7 +34,7 @@ class MaskFiles:
             (height, width) bool, True where it is to be filled.
 
         Raises:
-            ImageError: there is none, it cannot be read, has another size or marks nothing.
+            ImageError: there is none, it cannot be read, has another size, or marks nothing or everything.
         """
         file = self._file(source)
         try:

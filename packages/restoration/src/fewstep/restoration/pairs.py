@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .data import dihedral, list_images, read_rgb, to_signed
 from .degradations import Degradation, Degraded
+from .exposure import exposed
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Crops:
         photographs: (height, width, 3) uint8 each, none smaller than a patch.
         degradation: makes the input of a crop.
         patch: side of a crop.
+        exposure: mean brightness that degraded photographs are given as a whole (None: as they are).
 
     Raises:
         ValueError: no photograph, or one smaller than a patch.
@@ -30,6 +32,7 @@ class Crops:
     photographs: tuple[np.ndarray, ...]
     degradation: Degradation
     patch: int
+    exposure: float | None = None
 
     def __post_init__(self) -> None:
         if not self.photographs:
@@ -38,7 +41,13 @@ class Crops:
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, Degraded]:
         """A clean crop under a symmetry of the square, and its degraded input."""
-        clean = crop((self.photographs[int(rng.integers(len(self.photographs)))],), self.patch, rng)[0]
+        whole = self.photographs[int(rng.integers(len(self.photographs)))]
+        if self.exposure is not None:
+            # The brightness of a crop is no measure of the photograph's.
+            bad = self.degradation(whole, rng).lq
+            clean, lq = crop((whole, exposed(bad, self.exposure)), self.patch, rng)
+            return clean, Degraded(lq)
+        clean = crop((whole,), self.patch, rng)[0]
         return clean, self.degradation(clean, rng)
 
 
@@ -80,6 +89,10 @@ class RealPairs:
             odd = sorted(set(names[0]) ^ set(names[1]))[:3]
             raise ValueError(f"pairs: {bad} and {good} must hold files of the same names; not so: {odd}")
         read = [tuple(read_rgb(file) for file in part) for part in files]
+        for file, *pair in zip(files[0], *read, strict=True):
+            sizes = [f"{image.shape[1]}×{image.shape[0]}" for image in pair]
+            if sizes[0] != sizes[1]:
+                raise ValueError(f"pairs: {file.name} has sizes {sizes[0]} in {bad} and {sizes[1]} in {good}")
         return cls(read[0], read[1], patch)
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, Degraded]:

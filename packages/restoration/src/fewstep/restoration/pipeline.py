@@ -14,6 +14,7 @@ import torch
 from fewstep.core.devices import pick_device, pick_dtype
 
 from .consistency import Measuring, Residual, make_consistent, make_measured
+from .exposure import exposed_picture
 from .given import ImageLike, MaskLike, as_mask, as_picture
 from .images import Picture
 from .images.picture import convert_depth
@@ -126,6 +127,7 @@ class Restorer:
             mode, steps, solver, samples, average, tile, tile_pad, seed, scale, level, uncertainty, consistent
         )
         picture = as_picture(image)
+        self._check_mask(mask is not None)
         holes = None if mask is None else as_mask(mask, picture)
         return self.run(picture, settings, on_progress, holes)
 
@@ -151,12 +153,12 @@ class Restorer:
             ValueError: as of `check`, and a mask that is missing or not taken.
         """
         self.check(settings)
-        if ("mask" in self.model.takes) != (mask is not None):
-            wanted = "needs a mask" if "mask" in self.model.takes else "takes no mask"
-            raise ValueError(f"mask: this model {wanted}")
+        self._check_mask(mask is not None)
         start = time.perf_counter()
         if settings.level == AUTO:
             settings = replace(settings, level=estimate_level(picture))
+        if self.model.exposure is not None:
+            picture = exposed_picture(picture, self.model.exposure)
         seeds = settings.seeds()
         work = Passes(self.model, self.device, picture, settings, on_progress, mask)
         with torch.inference_mode(), self._precision():
@@ -213,8 +215,8 @@ class Restorer:
             settings: what to do.
 
         Raises:
-            ValueError: a mode, a solver or steps that the model has not, a noise level that it is not told,
-                or consistency where there is nothing to be consistent with.
+            ValueError: a mode, a solver or steps that the model has not, a noise level that it is not told
+                or that is missing, or consistency where there is nothing to be consistent with.
         """
         if settings.mode not in self.modes:
             raise ValueError(f"mode: this model has {' and '.join(self.modes)}, not {settings.mode!r}")
@@ -223,8 +225,13 @@ class Restorer:
             raise ValueError(
                 f"solver: expected one of {', '.join(self.model.solvers)}, got {settings.solver!r}"
             )
+        self.model.solver_of(settings.solver)
         if settings.level is not None and "level" not in self.model.takes:
             raise ValueError("level: this model is not told the noise level")
+        if settings.level is None and self.model.needs_level:
+            raise ValueError("level: this model must be told the noise level; auto estimates it")
+        if settings.samples > 1 and not self.model.draws:
+            raise ValueError("samples: this model draws nothing, so that all of them would be the same")
         measures = isinstance(self.model, Measuring)
         factor = self.scale if settings.scale is None else settings.scale
         if settings.consistent and (settings.results < settings.samples if measures else factor <= 1):
@@ -233,6 +240,11 @@ class Restorer:
                 if measures
                 else "consistent: for enlargement and compressed sensing, which have what they can be held to"
             )
+
+    def _check_mask(self, given: bool) -> None:
+        if ("mask" in self.model.takes) != given:
+            wanted = "needs a mask" if "mask" in self.model.takes else "takes no mask"
+            raise ValueError(f"mask: this model {wanted}")
 
     def _precision(self) -> AbstractContextManager:
         if self.dtype == torch.float32:

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .degradations import Degradation, OneOf, degradation
 from .tasks import TASKS
 
-METHODS = ("rddm",)
+METHODS = ("rddm", "irsde")
 
 
 @dataclass(frozen=True)
 class TaskRecipe:
-    """A few-step model with a small U-Net, which sees exactly the noise levels that sampling visits.
+    """A model with a small U-Net: a few-step RDDM, or an IR-SDE of many times that MR-sampler skips.
 
     Args:
         task: a name of `tasks.TASKS`, or several joined by "+", for one model.
-        method: "rddm".
-        method_options: fields of `methods.rddm.RDDMConfig` in place of the recipe's: little noise (sum_scale
-            0.01), x0 prediction, "ddim".
+        method: "rddm", which learns exactly the times that sampling visits, or "irsde", which learns all.
+        method_options: fields of the method's configuration in place of the recipe's. RDDMConfig: little
+            noise (sum_scale 0.01), x0 prediction, "ddim", 5 calls. IRSDEConfig: x0 prediction, "mrs-2", 10
+            calls.
         degradation: {"name": …, further fields} of `degradations.degradation`, or {"one_of": [[such, share],
             …]}.
-        takes: what the network is told beside the input, of "mask" and "level".
+        takes: what the network is told beside the input, of "mask" and "level"; an IR-SDE is told no level,
+            and is shown the masked pixels white.
         level_share: how often the network is told the noise level, where it is known.
         pair_share: share of crops from real pairs, where there are any.
         widths, blocks, fold: of `nets.small_unet.SmallUNet`.
         start_share: how often the start of the path is drawn, relative to each other time.
+        rollout_share: of an RDDM: how often a later state is made from the network's own first prediction, as
+            it is in sampling, and not from the clean image.
         patch: side of a training crop in pixels.
         batch_size: crops of a batch.
         learning_rate: largest rate of AdamW, under a cosine schedule.
@@ -55,6 +59,7 @@ class TaskRecipe:
     blocks: int = 2
     fold: int = 2
     start_share: float = 2.0
+    rollout_share: float = 0.75
     patch: int = 96
     batch_size: int = 8
     learning_rate: float = 1e-3
@@ -72,7 +77,9 @@ class TaskRecipe:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if not set(self.tasks) <= set(TASKS):
             raise ValueError(f"task must be of {', '.join(TASKS)}, joined by '+', got {self.task!r}")
-        for name in ("level_share", "pair_share"):
+        if self.method == "irsde" and "level" in self.takes:
+            raise ValueError(f"takes must be without 'level' for method 'irsde', got {self.takes}")
+        for name in ("level_share", "pair_share", "rollout_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         for name in ("patch", "batch_size", "max_steps", "validation_images", "validate_every", "blocks"):
@@ -108,31 +115,62 @@ RECIPES = {
         task="denoise", degradation={"name": "noise", "low": 0.0, "high": 50.0}, takes=("level",)
     ),
     "rddm-weather": TaskRecipe(
-        task="derain+low-light+jpeg",
-        degradation={
-            "one_of": [[{"name": "rain"}, 1.0], [{"name": "low_light"}, 1.5], [{"name": "jpeg"}, 1.0]],
-        },
+        task="derain+jpeg", degradation={"one_of": [[{"name": "rain"}, 1.0], [{"name": "jpeg"}, 1.0]]}
+    ),
+    "rddm-low-light": TaskRecipe(
+        task="low-light",
+        degradation={"name": "low_light"},
+        method_options={"exposure": 0.45},
         patch=128,
         batch_size=4,
     ),
     "rddm-inpaint": TaskRecipe(
         task="inpaint", degradation={"name": "mask"}, takes=("mask",), patch=128, batch_size=4
     ),
+    "irsde-derain": TaskRecipe(
+        task="derain",
+        method="irsde",
+        method_options={"max_sigma": 30.0},
+        degradation={"name": "rain"},
+        batch_size=4,
+        # Shipped: begun with the weights of rddm-weather.
+        learning_rate=5e-4,
+    ),
 }
 
 
-def recipe_for(task: str) -> TaskRecipe:
+def recipe_for(task: str, method: str | None = None) -> TaskRecipe:
     """The recipe of the shipped model of a task.
+
+    Args:
+        task: what it does.
+        method: of the model; where none of it ships, the recipe of another method is changed to it.
 
     Raises:
         ValueError: there is none.
 
     Example:
-        >>> recipe_for("denoise").takes
-        ('level',)
+        >>> recipe_for("denoise").takes, recipe_for("denoise", "irsde").takes
+        (('level',), ())
     """
-    for recipe in RECIPES.values():
-        if task in (*recipe.tasks, recipe.task):
-            return recipe
-    tasks = sorted({name for recipe in RECIPES.values() for name in recipe.tasks})
-    raise ValueError(f"--task: expected super-resolution or one of {', '.join(tasks)}, got {task!r}")
+    found = [recipe for recipe in RECIPES.values() if task in (*recipe.tasks, recipe.task)]
+    if not found:
+        tasks = sorted({name for recipe in RECIPES.values() for name in recipe.tasks})
+        known = ", ".join([*tasks, "compressed-sensing"])
+        raise ValueError(f"--task: expected super-resolution or one of {known}, got {task!r}")
+    same = [recipe for recipe in found if method in (None, recipe.method)]
+    return same[0] if same else with_method(found[0], str(method))
+
+
+def with_method(recipe: TaskRecipe, method: str) -> TaskRecipe:
+    """A recipe for the same inputs with another method, whose own options are the usual ones.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    if method == recipe.method:
+        return recipe
+    if method not in METHODS:
+        raise ValueError(f"--method: expected one of {', '.join(METHODS)}, got {method!r}")
+    takes = tuple(name for name in recipe.takes if method != "irsde" or name != "level")
+    return replace(recipe, method=method, method_options={}, takes=takes)

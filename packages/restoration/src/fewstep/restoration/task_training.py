@@ -15,31 +15,43 @@ from fewstep.core.training import TrainResult
 
 from .data import list_images, read_rgb, to_signed
 from .degradations import Degradation, Degraded
+from .exposure import exposed
 from .methods.base import PathModel
+from .methods.irsde import IRSDE
+from .methods.irsde_config import IRSDEConfig
+from .methods.irsde_training import CleanErrorOfAllTimes
 from .methods.rddm import RDDM, RDDMConfig
 from .methods.told import told_maps
 from .metrics import score, sharpness
 from .pairs import Crops, Mixture, RealPairs
-from .recipes import remember
+from .recipes import refuse_other, remember
 from .runs import trainer_of
 from .task_recipe import TaskRecipe
+
+# Channels of the images that a network is told before the maps: the state and the input.
+IMAGES = 6
 
 
 @dataclass(frozen=True)
 class CleanError:
     """Mean absolute error of the predicted clean image, at the times that sampling visits.
 
-    L = E |x0_hat(x_t, t, y) − x0|,   x_t = a x0 + b y + sigma eps, y the degraded input.
+    L = E |x0_hat(x_t, t, y) − x0|,   x_t = a x + b y + sigma eps, y the degraded input and x the clean image
+    x0 or the network's prediction from the start of the path with the same eps. Where the path has little
+    noise, x_t and y betray x0: a network that only ever saw the clean image there trusts its first prediction
+    blindly when it samples, and makes its errors worse; one that saw its own predictions corrects them.
 
     Args:
         model: whose path and prediction the network has.
         start_share: how often the start is drawn, relative to each other time.
         level_share: how often a known noise level is told.
+        rollout_share: how often x is the network's prediction.
     """
 
     model: PathModel
     start_share: float
     level_share: float
+    rollout_share: float = 0.0
 
     def __call__(
         self, net: Callable[..., Tensor], batch: Mapping[str, Tensor], generator: torch.Generator
@@ -56,9 +68,19 @@ class CleanError:
         told = torch.rand(len(x0), device=device, generator=generator) < self.level_share
         level = torch.where(told, batch["level"], -torch.ones_like(batch["level"]))
         assert denoise.path is not None
-        x = denoise.path.corrupt(x0, t, noise, y)
         maps = told_maps(self.model.takes, y, mask if "mask" in self.model.takes else None, level)
         given: dict[str, Any] = {"lq": y} if maps is None else {"lq": y, "maps": maps}
+        clean = x0
+        rolled = torch.rand(len(x0), device=device, generator=generator) < self.rollout_share
+        rolled &= drawn > 0
+        if rolled.any():
+            start = torch.full_like(t[rolled], times[0])
+            beside = {name: value[rolled] for name, value in given.items()}
+            with torch.no_grad():
+                first = denoise.path.corrupt(x0[rolled], start, noise[rolled], y[rolled])
+                guess = denoise.given(**beside, y=y[rolled])(first, start).float()
+            clean = x0.index_copy(0, rolled.nonzero()[:, 0], guess)
+        x = denoise.path.corrupt(clean, t, noise, y)
         return (denoise.given(**given, y=y)(x, t).float() - x0).abs().mean()
 
 
@@ -124,8 +146,9 @@ def restore_bytes(model: PathModel, bad: Degraded, mode: str, seed: int = 0) -> 
         (height, width, 3) uint8.
     """
     mask = None if bad.mask is None else torch.from_numpy(bad.mask)[None, None].float()
+    lq = bad.lq if model.exposure is None else exposed(bad.lq, model.exposure)
     restored = model.restore(
-        to_signed(bad.lq[None]),
+        to_signed(lq[None]),
         mode=mode,
         mask=mask if "mask" in model.takes else None,
         level=bad.level if "level" in model.takes else None,
@@ -134,9 +157,22 @@ def restore_bytes(model: PathModel, bad: Degraded, mode: str, seed: int = 0) -> 
     return restored.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def model_of(recipe: TaskRecipe, network: nn.Module | None = None) -> RDDM:
+def model_of(recipe: TaskRecipe, network: nn.Module | None = None) -> RDDM | IRSDE:
     """The model of a recipe, around a network or a new one."""
     options = {"widths": recipe.widths, "blocks": recipe.blocks, "fold": recipe.fold}
+    if recipe.method == "irsde":
+        own = {"prediction": "x0", "solver": "mrs-2", "calls": 10}
+        return IRSDE(
+            IRSDEConfig(
+                **{**own, **recipe.method_options},
+                network="small-unet",
+                network_options=options,
+                # Published: what is not known is white.
+                fill=1.0 if "mask" in recipe.takes else None,
+                tasks=recipe.tasks,
+            ),
+            network,
+        )
     usual = {"sampling_steps": 5, "sum_scale": 0.01, "objective": "pred_x0", "solver": "ddim"}
     config = RDDMConfig(
         **{**usual, **recipe.method_options},
@@ -147,6 +183,13 @@ def model_of(recipe: TaskRecipe, network: nn.Module | None = None) -> RDDM:
         tasks=recipe.tasks,
     )
     return RDDM(config, network)
+
+
+def loss_of(recipe: TaskRecipe, model: RDDM | IRSDE) -> CleanError | CleanErrorOfAllTimes:
+    """What the training of a recipe's model minimises."""
+    if isinstance(model, IRSDE):
+        return CleanErrorOfAllTimes(model, recipe.start_share)
+    return CleanError(model, recipe.start_share, recipe.level_share, recipe.rollout_share)
 
 
 def train_task(
@@ -183,7 +226,7 @@ def train_task(
             recipe.
     """
     folder = Path(output)
-    remember(recipe, folder)
+    refuse_other(recipe, folder)
     torch.manual_seed(recipe.seed)
     model = model_of(recipe)
     net = model.net
@@ -197,8 +240,8 @@ def train_task(
         real = list(zip(found.bad, found.good, strict=True))
     files = list_images(validation)[: recipe.validation_images]
     held = Held(files, own, lambda averaged: model_of(recipe, averaged), real)
-    loss = CleanError(model, recipe.start_share, recipe.level_share)
-    trainer = trainer_of(recipe, net, loss, data.batch, folder, held, max_minutes, device)
+    remember(recipe, folder)
+    trainer = trainer_of(recipe, net, loss_of(recipe, model), data.batch, folder, held, max_minutes, device)
     result = trainer.fit()
     if result.stopped != "interrupted":
         model_of(recipe, trainer.ema.models[recipe.ema]).save_pretrained(folder / "model")
@@ -206,9 +249,20 @@ def train_task(
 
 
 def _begin_with(net: nn.Module, start: PathModel) -> None:
-    """Give a network the weights of another model of the same layout."""
+    """Give a network the weights of another model of the same layout, which may be told other maps."""
+    weights, wanted = dict(start.net.state_dict()), net.state_dict()
+    for name, own in wanted.items():
+        given = weights.get(name)
+        if given is not None and given.ndim == 4 and given.shape[0] == own.shape[0]:
+            # The maps are told last: of a network that is told others, only the images' weights are taken.
+            fitted = torch.zeros_like(own)
+            shared = (
+                own.shape[1] if given.shape[1] == own.shape[1] else IMAGES * int(getattr(net, "fold", 1)) ** 2
+            )
+            fitted[:, :shared] = given[:, :shared]
+            weights[name] = fitted
     try:
-        net.load_state_dict(start.net.state_dict())
+        net.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"start: its network is not that of the recipe: {error}") from None
 
@@ -218,7 +272,7 @@ def _data(
 ) -> Mixture:
     read = (read_rgb(file) for file in list_images(photographs))
     large = tuple(image for image in read if min(image.shape[:2]) >= recipe.patch)
-    crops = Crops(large, recipe.degrade(), recipe.patch)
+    crops = Crops(large, recipe.degrade(), recipe.patch, model_of(recipe).exposure)
     if pairs is None:
         return Mixture([crops])
     real = RealPairs.from_folders(*pairs, recipe.patch)

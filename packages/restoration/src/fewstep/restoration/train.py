@@ -16,7 +16,7 @@ from fewstep.core.training import TrainResult
 from .data import PairedCrops, list_images, read_rgb, reduce_image, to_signed
 from .methods.resshift import ResShift, ResShiftConfig
 from .metrics import score, sharpness
-from .recipes import remember
+from .recipes import refuse_other, remember
 from .runs import trainer_of
 
 
@@ -218,12 +218,13 @@ def train(
         ValueError: no photographs, or the folder holds a run of another recipe.
     """
     folder = FilePath(output)
-    remember(recipe, folder)
+    refuse_other(recipe, folder)
     config = recipe.config()
     torch.manual_seed(recipe.seed)
     net = ResShift(config).net
     crops = PairedCrops.from_files(photographs, scale=recipe.scale, patch=recipe.patch)
     held_out = Validation(list_images(validation)[: recipe.validation_images], config)
+    remember(recipe, folder)
     path = ResShift(config).path
     trainer = trainer_of(
         recipe,

@@ -1,16 +1,73 @@
 """`fewstep restore train`: the recipes of the shipped checkpoints, on the photographs of a folder."""
 
+from __future__ import annotations
+
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.core.cli.options import AsJson
+from fewstep.options import AsJson
+
+from .catalogue import method_name
 
 if TYPE_CHECKING:
     from fewstep.core.training import TrainResult
+
+SUPER_RESOLUTION, COMPRESSED_SENSING = "super-resolution", "compressed-sensing"
+# Tasks whose recipe is of one method.
+ONLY = {SUPER_RESOLUTION: "resshift", COMPRESSED_SENSING: "idm"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a training run was asked for.
+
+    Args:
+        task: of the model.
+        method: of it; None: the recipe's.
+        ratio: measurements per pixel; None: the recipe's.
+        data, validation, output: folders.
+        pairs, validation_pairs: folders of real pairs.
+        start: model that is fine-tuned.
+        config: file of a recipe.
+        max_minutes: of training.
+        device: "auto" or "cpu".
+
+    Raises:
+        ValueError: options that do not go together.
+    """
+
+    task: str
+    method: str | None
+    ratio: float | None
+    data: Path
+    validation: Path
+    output: Path
+    pairs: tuple[Path, Path] | None
+    validation_pairs: tuple[Path, Path] | None
+    start: str | None
+    config: Path | None
+    max_minutes: float | None
+    device: str
+
+    def __post_init__(self) -> None:
+        only = ONLY.get(self.task)
+        if self.ratio is not None and self.task != COMPRESSED_SENSING:
+            raise ValueError(f"--ratio is for --task {COMPRESSED_SENSING}, not for {self.task}")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise ValueError(
+                f"--ratio: expected measurements per pixel, more than 0 and at most 1, got {self.ratio:g}"
+            )
+        if only and self.method not in (None, only):
+            raise ValueError(f"--method: {self.task} is trained as {only}, got {self.method!r}")
+        if only and (self.pairs or self.validation_pairs or self.start):
+            raise ValueError(
+                "--pairs, --validation-pairs and --start are for tasks that keep the size and begin with a "
+                f"photograph, not for {self.task}"
+            )
 
 
 def train(
@@ -19,7 +76,18 @@ def train(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; an old run goes on.")],
     task: Annotated[
         str, typer.Option("--task", help="super-resolution, or the name of a shipped recipe's task.")
-    ] = "super-resolution",
+    ] = SUPER_RESOLUTION,
+    method: Annotated[
+        str | None, typer.Option("--method", help="rddm or irsde.", show_default="the shipped model's")
+    ] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            "--ratio",
+            help="Measurements per pixel, of compressed sensing.",
+            show_default="the recipe's, 0.25",
+        ),
+    ] = None,
     pairs: Annotated[
         tuple[Path, Path] | None,
         typer.Option("--pairs", help="Folders of real bad and good photographs of the same names."),
@@ -48,14 +116,22 @@ def train(
     from fewstep.core.weights import CheckpointError
 
     try:
-        if task == "super-resolution":
-            if pairs or validation_pairs or start:
-                raise ValueError("--pairs, --validation-pairs and --start are for tasks that keep the size")
-            result = _super_resolution(data, validation, output, config, max_minutes, device)
-        else:
-            result = _same_size(
-                task, data, validation, output, pairs, validation_pairs, start, config, max_minutes, device
-            )
+        asked = Asked(
+            task,
+            None if method is None else method_name(method),
+            ratio,
+            data,
+            validation,
+            output,
+            pairs,
+            validation_pairs,
+            start,
+            config,
+            max_minutes,
+            device,
+        )
+        run = {SUPER_RESOLUTION: _super_resolution, COMPRESSED_SENSING: _compressed_sensing}
+        result = run.get(task, _same_size)(asked)
     except (OSError, TypeError, ValueError, CheckpointError) as error:
         raise typer.BadParameter(str(error)) from error
     except (ImportError, TrainingDiverged) as error:
@@ -72,46 +148,48 @@ def train(
         typer.echo(f"Try it: fewstep restore photo.jpg --model {output / 'model'} -o out/")
 
 
-def _super_resolution(
-    data: Path, validation: Path, output: Path, config: Path | None, max_minutes: float | None, device: str
-) -> "TrainResult":
-    from .train import SuperResolutionRecipe
-    from .train import train as run
+def _super_resolution(asked: Asked) -> TrainResult:
+    from .train import SuperResolutionRecipe, train
 
-    recipe = SuperResolutionRecipe() if config is None else SuperResolutionRecipe.load(config)
-    return run(recipe, data, validation, output, max_minutes, device)
+    recipe = SuperResolutionRecipe() if asked.config is None else SuperResolutionRecipe.load(asked.config)
+    return train(recipe, asked.data, asked.validation, asked.output, asked.max_minutes, asked.device)
 
 
-def _same_size(
-    task: str,
-    data: Path,
-    validation: Path,
-    output: Path,
-    pairs: tuple[Path, Path] | None,
-    validation_pairs: tuple[Path, Path] | None,
-    start: str | None,
-    config: Path | None,
-    max_minutes: float | None,
-    device: str,
-) -> "TrainResult":
+def _compressed_sensing(asked: Asked) -> TrainResult:
+    from .recipes import load_recipe
+    from .train_idm import IDMRecipe, train_idm
+
+    recipe = IDMRecipe() if asked.config is None else load_recipe(IDMRecipe, asked.config)
+    if asked.ratio is not None:
+        recipe = replace(recipe, ratio=asked.ratio)
+    return train_idm(recipe, asked.data, asked.validation, asked.output, asked.max_minutes, asked.device)
+
+
+def _same_size(asked: Asked) -> TrainResult:
     from .methods.base import PathModel
     from .methods.loading import load_model
     from .recipes import load_recipe
-    from .task_recipe import TaskRecipe, recipe_for
+    from .task_recipe import TaskRecipe, recipe_for, with_method
     from .task_training import train_task
 
-    recipe = recipe_for(task) if config is None else load_recipe(TaskRecipe, config)
-    begin = None if start is None else load_model(start)
+    if asked.config is None:
+        recipe = recipe_for(asked.task, asked.method)
+    else:
+        recipe = load_recipe(TaskRecipe, asked.config)
+        recipe = with_method(recipe, asked.method or recipe.method)
+    begin = None if asked.start is None else load_model(asked.start)
     if begin is not None and not isinstance(begin, PathModel):
-        raise ValueError(f"--start: {start} is a {type(begin).__name__}, which this recipe does not train")
+        raise ValueError(
+            f"--start: {asked.start} is a {type(begin).__name__}, which this recipe does not train"
+        )
     return train_task(
         recipe,
-        data,
-        validation,
-        output,
-        pairs=pairs,
-        validation_pairs=validation_pairs,
+        asked.data,
+        asked.validation,
+        asked.output,
+        pairs=asked.pairs,
+        validation_pairs=asked.validation_pairs,
         start=begin,
-        max_minutes=max_minutes,
-        device=device,
+        max_minutes=asked.max_minutes,
+        device=asked.device,
     )

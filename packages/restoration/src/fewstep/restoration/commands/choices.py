@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Annotated
+from dataclasses import fields
+from typing import Annotated, Any
 
 import typer
 
-from ..settings import AUTO
+from ..settings import AUTO, Settings
 from ..tasks import TASKS
+
+# Where an option has another name than the setting.
+_OPTIONS = {"level": "sigma", "scale": "outscale"}
 
 Task = Annotated[
     str | None,
@@ -98,6 +103,19 @@ Report = Annotated[
 ListModels = Annotated[bool, typer.Option("--list", help="List the models that ship, and stop.")]
 
 
+def with_option(error: ValueError) -> str:
+    """A message that begins with a field of `Settings`, with the option in its place.
+
+    Example:
+        >>> with_option(ValueError("level: this model is not told the noise level"))
+        '--sigma: this model is not told the noise level'
+    """
+    name, colon, rest = str(error).partition(": ")
+    if not colon or name not in {field.name for field in fields(Settings)}:
+        return str(error)
+    return f"--{_OPTIONS.get(name, name.replace('_', '-'))}: {rest}"
+
+
 def tile_of(text: str) -> int | str:
     """A side in pixels, or "auto".
 
@@ -131,3 +149,22 @@ def level_of(text: str | None) -> float | str | None:
     if not 0 <= value <= 255:
         raise ValueError(f"--sigma: expected a standard deviation in 0 … 255 or auto, got {text!r}")
     return value
+
+
+def parse_field(text: str) -> tuple[str, Any]:
+    """A field of --set and its value, as JSON where it is JSON and as text elsewhere.
+
+    Raises:
+        ValueError: no "=".
+
+    Example:
+        >>> parse_field("gain=[4, 7]"), parse_field("kinds=lines")
+        (('gain', [4, 7]), ('kinds', 'lines'))
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"--set: expected field=value, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

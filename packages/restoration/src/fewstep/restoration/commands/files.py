@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fewstep.core.cli.options import (
+from fewstep.options import (
     AsJson,
     Device,
     Dtype,
@@ -19,8 +19,6 @@ from fewstep.core.cli.options import (
     Seed,
     SkipExisting,
     Steps,
-    resolve_device,
-    resolve_dtype,
 )
 
 from .. import catalogue
@@ -109,7 +107,7 @@ def files(
         if task is not None and "mask" in TASKS[task].needs and mask is None:
             raise ValueError(f"--mask: {task} needs an image that is white where to fill")
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(choices.with_option(error)) from error
     restorer = _load(name, device, dtype)
     try:
         if mode is None and usual not in restorer.modes:
@@ -117,7 +115,7 @@ def files(
         request = _suited(request, restorer, task, method, ratio)
         restorer.check(settings)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(choices.with_option(error)) from error
     raise typer.Exit(restore_files(restorer, settings, request).exit_code)
 
 
@@ -145,6 +143,7 @@ def _model(task: str | None, model: str | None, method: str | None, ratio: float
 
 def _load(model: str, device: str, dtype: str) -> Restorer:
     from fewstep.core.checkpoints import CheckpointError, resolve
+    from fewstep.core.cli.options import resolve_device, resolve_dtype
 
     from ..pipeline import Restorer
 

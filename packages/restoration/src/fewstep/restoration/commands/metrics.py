@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.core.cli.options import AsJson
+from fewstep.options import AsJson
 
 if TYPE_CHECKING:
     from ..evaluation import Measured

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.core.cli.options import AsJson, Inputs, Recursive, Seed, SkipExisting
+from fewstep.options import AsJson, Inputs, Recursive, Seed, SkipExisting
+
+from .choices import parse_field
 
 if TYPE_CHECKING:
     from ..degradations import Degradation
@@ -71,25 +72,6 @@ def simulate(
         verb="restore simulate",
     )
     raise typer.Exit(report.exit_code)
-
-
-def parse_field(text: str) -> tuple[str, Any]:
-    """A field and its value, as JSON where it is JSON and as text elsewhere.
-
-    Raises:
-        ValueError: no "=".
-
-    Example:
-        >>> parse_field("gain=[4, 7]"), parse_field("kinds=lines")
-        (('gain', [4, 7]), ('kinds', 'lines'))
-    """
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise ValueError(f"--set: expected field=value, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 @dataclass(frozen=True)

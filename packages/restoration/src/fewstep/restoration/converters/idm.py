@@ -6,13 +6,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fewstep.core.keys import rename, strip_prefixes
-from fewstep.core.weights import CheckpointError, load_into, load_state_dict_file
+from fewstep.core.keys import rename
+from fewstep.core.weights import CheckpointError, load_into
 
 from ..compressed_sensing import BLOCK
 from ..methods.idm import IDM, IDMConfig
+from .official import Official
 
-WRAPPERS = ("module.", "_orig_mod.")
 # The couplings of the published code hold their layers a second time.
 RULES = ((r"\.rev_module_lists?\.(\d+\.)+body\.", None),)
 # Of Stable Diffusion 1.5; neither number can be told from shapes of weights.
@@ -25,7 +25,7 @@ def recognises(state: Mapping[str, Tensor]) -> bool:
 
 
 def from_official(
-    file: str | Path,
+    file: str | Path | Official,
     *,
     ratio: float | None = None,
     block: int | None = None,
@@ -38,7 +38,7 @@ def from_official(
     those given, else those in the name of the published folder ("R_0.10_T_3_B_32/net_params_50.pkl").
 
     Args:
-        file: a state dictionary; nothing in it is executed.
+        file: a state dictionary, or what has been read of one; nothing in it is executed.
         ratio: measurements per pixel that it was trained for.
         block: side of the square with as many pixels as are measured together; 32 where nothing says another.
         heads: of its attentions.
@@ -53,10 +53,11 @@ def from_official(
 
     Reference: Chen et al. 2025, "Invertible Diffusion Models for Compressed Sensing", released models.
     """
-    state = strip_prefixes(load_state_dict_file(file), WRAPPERS)
+    official = Official.of(file)
+    state = official.state
     if not recognises(state):
         raise CheckpointError(f"{file} is not an IDM model: it has no alpha, body.0.v and unet…injectors")
-    named_ratio, named_block = named_sampling(file)
+    named_ratio, named_block = named_sampling(official.file)
     ratio = named_ratio if ratio is None else ratio
     if ratio is None:
         raise ValueError(f"ratio must be given: neither the weights nor the folder of {file} say it")
@@ -76,7 +77,7 @@ def from_official(
             fold=round(first.shape[1] ** 0.5),
         )
     )
-    load_into(model, rename(state, RULES).state, str(file))
+    load_into(model, rename(state, RULES).state, str(official))
     return model.eval()
 
 

@@ -6,15 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.core.keys import strip_prefixes
-from fewstep.core.weights import CheckpointError, load_into, load_state_dict_file
+from fewstep.core.weights import CheckpointError, load_into
 
 from ..methods.denoising_sde import DenoisingSDE, DenoisingSDEConfig
 from ..methods.irsde import IRSDE
 from ..methods.irsde_config import IRSDEConfig
+from .official import Official, without_wrappers
 
-WRAPPERS = ("module.", "_orig_mod.", "ema_model.", "model.")
-EMA, ONLINE = "ema_model.", "online_model."
 # Noise of the published models where one number fits all of a kind.
 REFUSION_SIGMA = 50.0
 DENOISERS = {"conditional-unet": (75.0, 100), "conditional-nafnet": (70.0, 1000)}
@@ -25,11 +23,11 @@ def recognises(state: Mapping[str, Tensor]) -> bool:
 
     The U-Net is told from RDDM's by blocks without norms; NAFNet from others by its blocks' time layers.
     """
-    return kind_of(preferred(state)) is not None
+    return kind_of(without_wrappers(state)) is not None
 
 
 def from_official(
-    file: str | Path,
+    file: str | Path | Official,
     autoencoder: str | Path | None = None,
     *,
     max_sigma: float | None = None,
@@ -72,7 +70,8 @@ def from_official(
 
     Reference: Luo et al. 2023, IR-SDE and Refusion, released models and their option files.
     """
-    state = preferred(load_state_dict_file(file))
+    official = Official.of(file)
+    state = official.state
     kind = kind_of(state)
     if kind is None:
         raise CheckpointError(f"{file} is no network of IR-SDE or Refusion: {_reason(state)}")
@@ -89,11 +88,11 @@ def from_official(
             network_options=options,
         )
         denoiser = DenoisingSDE(config)
-        load_into(denoiser.net, state, str(file))
+        load_into(denoiser.net, state, str(official))
         return denoiser.eval()
     if max_sigma is None and kind == "conditional-unet":
         raise ValueError("max_sigma must be given: it is not in the file (published: 10 or 30)")
-    stage = None if autoencoder is None else preferred(load_state_dict_file(autoencoder))
+    stage = None if autoencoder is None else Official.of(autoencoder).state
     if kind == "conditional-nafnet":
         options["long_skip"] = autoencoder is not None if long_skip is None else long_skip
     model = IRSDE(
@@ -111,20 +110,11 @@ def from_official(
             tasks=tuple(tasks),
         )
     )
-    load_into(model.net, state, str(file))
+    load_into(model.net, state, str(official))
     if model.autoencoder is not None and stage is not None:
         _check_fit(options, model, file, autoencoder)
         load_into(model.autoencoder, stage, str(autoencoder))
     return model.eval()
-
-
-def preferred(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The averaged weights where a file has averaged and trained ones, without what stands before names."""
-    averaged = {name: value for name, value in state.items() if name.startswith(EMA)}
-    if averaged:
-        return strip_prefixes(averaged, WRAPPERS)
-    trained = {name[len(ONLINE) :]: v for name, v in state.items() if name.startswith(ONLINE)}
-    return strip_prefixes(trained or state, WRAPPERS)
 
 
 def kind_of(state: Mapping[str, Tensor]) -> str | None:

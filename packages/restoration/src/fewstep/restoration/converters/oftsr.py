@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.core.keys import strip_prefixes
-from fewstep.core.weights import CheckpointError, load_into, load_state_dict_file
+from fewstep.core.weights import CheckpointError, load_into
 
 from ..methods.oftsr import OFTSR, OFTSRConfig
 from ..nets.guided_unet import GuidedUNet
+from .official import NAMELESS, Official, without_wrappers
 
 
 def from_official(
-    file: str | Path,
+    file: str | Path | Official,
     *,
     kind: str = "student",
     perturbation: float = 0.2,
@@ -33,7 +33,7 @@ def from_official(
     executed.
 
     Args:
-        file: the checkpoint.
+        file: the checkpoint, or what has been read of it.
         kind: "flow" or "student", which the files do not tell.
         perturbation: noise of the start: 0.1 for the published FFHQ models, 0.2 for DIV2K and ImageNet, 0.5
             for noisy inputs.
@@ -49,13 +49,13 @@ def from_official(
 
     Reference: Zhu et al. 2025, "OFTSR", published code and configurations.
     """
-    values = _shadow(file)
-    if values is None:
-        state = strip_prefixes(load_state_dict_file(file), ("module.", "_orig_mod."))
-        options = network_options_of(state, file, head_channels)
-    else:
+    official = Official.of(file)
+    state = official.state
+    if _nameless(state):
         options = dict(network_options or {})
-        state = _named(values, options, file)
+        state = _named(list(state.values()), options, official)
+    else:
+        options = network_options_of(state, official, head_channels)
     multiple = 2 ** (len(options.get("channel_mult", range(6))) - 1)
     config = OFTSRConfig(
         kind=kind,
@@ -65,14 +65,15 @@ def from_official(
         padding=-(-multiple // scale) if multiple % scale == 0 else multiple,
     )
     model = OFTSR(config)
-    load_into(model.net, state, str(file))
+    load_into(model.net, state, str(official))
     return model.eval()
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
     """Whether names are those of guided diffusion's U-Net with residual blocks that change the resolution.
 
-    ResShift's network has strided convolutions ("….op.weight") in their place.
+    ResShift's network has strided convolutions ("….op.weight") in their place. A list of averaged weights,
+    which has no names, is taken for one too: of the systems here, OFTSR alone is published so.
 
     Example:
         >>> recognises({"time_embed.0.weight": torch.zeros(1), "middle_block.1.qkv.weight": torch.zeros(1)})
@@ -80,13 +81,15 @@ def recognises(state: Mapping[str, Tensor]) -> bool:
         >>> recognises({"time_embed.0.weight": torch.zeros(1), "input_blocks.3.0.op.weight": torch.zeros(1)})
         False
     """
-    names = set(strip_prefixes(dict(state), ("module.", "_orig_mod.")))
+    if _nameless(state):
+        return True
+    names = set(without_wrappers(state))
     strided = any(name.endswith(".op.weight") for name in names)
     return {"time_embed.0.weight", "middle_block.1.qkv.weight"} <= names and not strided
 
 
 def network_options_of(
-    state: Mapping[str, Tensor], source: str | Path = "the file", head_channels: int = 64
+    state: Mapping[str, Tensor], source: str | Path | Official = "the file", head_channels: int = 64
 ) -> dict[str, Any]:
     """Arguments of GuidedUNet that fit a state dictionary.
 
@@ -98,7 +101,7 @@ def network_options_of(
     Raises:
         CheckpointError: it is not of this layout.
     """
-    if not recognises(state):
+    if _nameless(state) or not recognises(state):
         raise CheckpointError(f"{source} is not a guided-diffusion U-Net with resampling residual blocks")
     channels = state["time_embed.0.weight"].shape[1]
     widths, attention = _stages(state)
@@ -136,21 +139,11 @@ def _levels(state: Mapping[str, Tensor], stages: int) -> tuple[int, int]:
     return levels, (stages + 1) // levels - 1
 
 
-def _shadow(file: str | Path) -> Sequence[Tensor] | None:
-    """The averaged weights of a published file, without names; None in any other file."""
-    path = Path(file)
-    if not path.is_file() or path.suffix == ".safetensors":
-        return None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # the usual reader says what is wrong with it
-        return None
-    average = content.get("ema") if isinstance(content, Mapping) else None
-    values = average.get("shadow_params") if isinstance(average, Mapping) else None
-    return values if isinstance(values, list) and all(isinstance(v, Tensor) for v in values) else None
+def _nameless(state: Mapping[str, Tensor]) -> bool:
+    return bool(state) and all(name.startswith(NAMELESS) for name in state)
 
 
-def _named(values: Sequence[Tensor], options: Mapping[str, Any], file: str | Path) -> dict[str, Tensor]:
+def _named(values: Sequence[Tensor], options: Mapping[str, Any], file: object) -> dict[str, Tensor]:
     """Weights in the order of the network's parameters, by their names."""
     with torch.device("meta"):
         names = [name for name, _ in GuidedUNet(**options).named_parameters()]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from fewstep.core.weights import CheckpointError, load_into, load_state_dict_file
 
 from ..methods.rddm import RDDM, RDDMConfig
+from .official import Official
 
 # The published trainer keeps an averaged model beside the one that is trained.
 AVERAGED = "ema_model."
@@ -20,7 +22,7 @@ SHARE = "alpha_res"
 
 
 def from_official(
-    file: str | Path,
+    file: str | Path | Official,
     *,
     objective: str | None = None,
     sum_scale: float = 1.0,
@@ -39,7 +41,7 @@ def from_official(
     understood, and so are plain state dictionaries. Nothing in them is executed.
 
     Args:
-        file: the checkpoint, such as "model-80.pt".
+        file: the checkpoint, such as "model-80.pt", or what has been read of it.
         objective: what the network predicts; by default "pred_res_noise" for two heads, what the stored share
             says or "pred_res" for one.
         sum_scale: variance of the noise at the start: the stored schedule's, when there is one.
@@ -59,9 +61,10 @@ def from_official(
 
     Reference: Liu et al. 2024, "Residual Denoising Diffusion Models", published code.
     """
-    stored = stored_state(file, averaged)
+    official = Official.of(file)
+    stored = stored_state(official, averaged)
     state = {name: value for name, value in stored.items() if NETWORK.match(name)}
-    options, conditions = network_options(state, file)
+    options, conditions = network_options(state, official)
     found = stored_schedule(stored)
     config = RDDMConfig(
         steps=int(found.get("steps", steps)),
@@ -76,7 +79,7 @@ def from_official(
         tasks=tasks,
     )
     model = RDDM(config)
-    load_into(model.net, state, str(file))
+    load_into(model.net, state, str(official))
     return model.eval()
 
 
@@ -95,7 +98,7 @@ def recognises(state: Mapping[str, Tensor]) -> bool:
     )
 
 
-def stored_state(file: str | Path, averaged: bool = True) -> dict[str, Tensor]:
+def stored_state(file: str | Path | Official, averaged: bool = True) -> dict[str, Tensor]:
     """Weights and schedule of a file by the names that they have in the published code.
 
     Args:
@@ -105,10 +108,12 @@ def stored_state(file: str | Path, averaged: bool = True) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    try:
-        state = load_state_dict_file(file, key="ema" if averaged else "model")
-    except CheckpointError:
-        state = load_state_dict_file(file)
+    official = Official.of(file)
+    state = official.tensors
+    if not averaged:
+        # The other entry of the trainer's files; without it, the only copy is meant.
+        with suppress(CheckpointError):
+            state = load_state_dict_file(official.file, key="model")
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
         found = KNOWN.match(name)
@@ -126,7 +131,7 @@ def stored_state(file: str | Path, averaged: bool = True) -> dict[str, Tensor]:
 
 
 def network_options(
-    state: Mapping[str, Tensor], source: str | Path = "the file"
+    state: Mapping[str, Tensor], source: str | Path | Official = "the file"
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Arguments of `unet_res` that fit a state dictionary, and what the network is told.
 

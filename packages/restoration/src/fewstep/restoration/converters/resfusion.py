@@ -6,13 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.core.keys import strip_prefixes
-from fewstep.core.weights import CheckpointError, load_into, load_state_dict_file
+from fewstep.core.weights import CheckpointError, load_into
 
 from ..methods.resfusion import Resfusion
 from ..methods.resfusion_config import ResfusionConfig
+from .official import Official, without_wrappers
 
-WRAPPERS = ("module.", "_orig_mod.", "denoising_module.", "ema_model.")
 NETWORK = "denoising_module."
 IMAGE_CHANNELS, MASK_CHANNELS = 3, 2
 
@@ -20,15 +19,17 @@ IMAGE_CHANNELS, MASK_CHANNELS = 3, 2
 def recognises(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dictionary is a network of Resfusion that is shown a degraded image.
 
-    Its U-Net is RDDM's, which stands in RDDM's own files as `unet0` and `unet1`; here it has no name, or that
-    of its place in the Lightning module, `denoising_module`.
+    Its U-Net is RDDM's, which stands in RDDM's own files as `unet0` and `unet1`, or has a second way up where
+    its encoder is shared; here it has no name, or that of its place in the Lightning module,
+    `denoising_module`.
     """
     found = network_state(state)
-    return kind_of(found) is not None and condition_channels(found) > 0
+    shared = any(name.startswith("ups_no_skip.") for name in found)
+    return kind_of(found) is not None and not shared and condition_channels(found) > 0
 
 
 def from_official(
-    file: str | Path,
+    file: str | Path | Official,
     *,
     steps: int = 12,
     schedule: str = "linear",
@@ -42,7 +43,7 @@ def from_official(
     tensors. The schedule, what is predicted and the groups of the norms are not in them.
 
     Args:
-        file: Lightning checkpoint, or a plain state dictionary.
+        file: Lightning checkpoint or a plain state dictionary, or what has been read of one.
         steps: T of the schedule.
         schedule: "linear" (LinearPro) or "cosine" (CosinePro).
         prediction: "resnoise", "x0" or "residual" (epsilon, sample and residual there).
@@ -57,7 +58,8 @@ def from_official(
 
     Reference: Shi et al. 2024, "Resfusion", released models.
     """
-    state = network_state(load_state_dict_file(file))
+    official = Official.of(file)
+    state = network_state(official.tensors)
     kind = kind_of(state)
     if kind is None:
         raise CheckpointError(
@@ -83,14 +85,14 @@ def from_official(
             tasks=tuple(tasks),
         )
     )
-    load_into(model.net, state, str(file))
+    load_into(model.net, state, str(official))
     return model.eval()
 
 
 def network_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The network's tensors, without what the Lightning module holds beside it and without prefixes."""
     inside = {name: value for name, value in state.items() if name.startswith(NETWORK)}
-    return strip_prefixes(inside or state, WRAPPERS)
+    return without_wrappers(inside or state)
 
 
 def kind_of(state: Mapping[str, Tensor]) -> str | None:

@@ -49,11 +49,15 @@ class RestorationModel(nn.Module, Checkpoint):
             published steps, which draw one of them.
         solvers: rules of the steps; the first one is the published.
         takes: what may be told beside the input, of "mask" and "level".
+        needs_level: the noise level has to be told.
+        draws: samples with different seeds differ.
     """
 
     package = "fewstep.restoration"
-    modes: ClassVar[tuple[str, ...]] = MODES
+    modes: tuple[str, ...] = MODES
     solvers: ClassVar[tuple[str, ...]]
+    needs_level: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
     config: MethodConfig
 
     @property
@@ -70,6 +74,11 @@ class RestorationModel(nn.Module, Checkpoint):
     def takes(self) -> frozenset[str]:
         """What may be told beside the input."""
         return frozenset()
+
+    @property
+    def exposure(self) -> float | None:
+        """Mean brightness, on the scale 0 … 1, that a whole photograph is given before (None: as it is)."""
+        return None
 
     @property
     @abstractmethod
@@ -101,6 +110,17 @@ class RestorationModel(nn.Module, Checkpoint):
         Raises:
             ValueError: a mode that the method has not, or steps out of its range.
         """
+
+    def solver_of(self, name: str | None = None) -> str:
+        """Rule of the steps: the one that is named, else the configuration's, else the published one.
+
+        Raises:
+            ValueError: the method has no such rule, or it does not suit the model.
+        """
+        own = getattr(self.config, "solver", None) or self.solvers[0]
+        rule = own if name is None else name
+        check_name("solver", rule, self.solvers)
+        return rule
 
     @abstractmethod
     def restore(
@@ -203,8 +223,7 @@ class PathModel(RestorationModel):
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "batch 3 h2 w2"]:
         calls = self.steps_of(mode, steps)
-        solver = self.solvers[0] if solver is None else solver
-        check_name("solver", solver, self.solvers)
+        solver = self.solver_of(solver)
         self.check_told(mask, level)
         multiple = self.config.padding
         extended = reflect_to_multiple(lq.to(torch.promote_types(lq.dtype, torch.float32)), multiple)

@@ -93,6 +93,8 @@ class DenoisingSDE(RestorationModel):
 
     config_class = DenoisingSDEConfig
     solvers: ClassVar[tuple[str, ...]] = tuple(RULES)
+    needs_level: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
     config: DenoisingSDEConfig
 
     def __init__(self, config: DenoisingSDEConfig, network: nn.Module | None = None) -> None:
@@ -138,8 +140,7 @@ class DenoisingSDE(RestorationModel):
         noise: Noise | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "batch 3 h w"]:
-        rule = self.config.solver if solver is None else solver
-        check_name("solver", rule, self.solvers)
+        rule = self.solver_of(solver)
         calls = self.steps_of(mode, steps)
         self.check_told(mask, level)
         if level is None:

@@ -81,8 +81,12 @@ class IDM(RestorationModel):
 
     @property
     def pixel_bytes(self) -> int:
-        """Memory of a restoration in bytes per input pixel, roughly: three planes at the widest layer."""
-        return 3 * 4 * (16 + 16 * self.config.channels[0] // self.config.fold**2)
+        """Memory of a restoration in bytes per input pixel, roughly: colours and planes, before and after.
+
+        The network's features are not among them: it sees one rectangle of at most `group` pixels a side at a
+        time, however large the image is.
+        """
+        return 3 * 4 * 8
 
     def steps_of(self, mode: str, steps: int | None = None) -> int:
         """Network calls of a restoration: always those that the model was trained with."""
@@ -240,7 +244,7 @@ class IDM(RestorationModel):
             Photographs in [-1, 1], as large as the input.
         """
         self.steps_of(mode, steps)
-        check_name("solver", self.solvers[0] if solver is None else solver, self.solvers)
+        self.solver_of(solver)
         self.check_told(mask, level)
         first = seed if isinstance(seed, int) else seed[0]
         planes = to_planes(lq.to(self.alpha.dtype))

@@ -22,15 +22,17 @@ from fewstep.core.solvers.mean_reverting import MRSampler
 from ..nets.conditional_nafnet import ConditionalNAFNet
 from ..nets.conditional_unet import ConditionalUNet
 from ..nets.refusion_autoencoder import RefusionAutoencoder
-from .base import MODES, Level, Noise, PathModel, check_name, check_steps
+from ..nets.small_unet import SmallUNet
+from .base import MODES, Level, Noise, PathModel, check_steps
 from .irsde_config import RULES, IRSDEConfig
+from .padding import reflect_to_multiple
 
-MRS_CALLS = 10
 # The two schedules that have a name of their own in the core.
 GRIDS = {"karras-n": "karras", "linear-lambda": "logsnr"}
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "conditional-unet": ConditionalUNet,
     "conditional-nafnet": ConditionalNAFNet,
+    "small-unet": SmallUNet,
 }
 
 
@@ -61,6 +63,9 @@ class IRSDE(PathModel):
     def __init__(self, config: IRSDEConfig, network: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
+        if config.prediction == "eps":
+            # The clean image weighs next to nothing at the last time, so one call there tells no mean.
+            self.modes = ("sample",)
         self.net = BUILDERS[config.network](**config.network_options) if network is None else network
         options = config.autoencoder
         self.autoencoder = None if options is None else RefusionAutoencoder(**options)
@@ -83,6 +88,13 @@ class IRSDE(PathModel):
         return ratio.numerator if ratio.denominator == 1 else ratio
 
     @property
+    def reach(self) -> int | None:
+        """Of a network that looks no further than its convolutions do."""
+        if isinstance(self.net, SmallUNet) and self.state_ratio == 1:
+            return self.net.receptive_field
+        return None
+
+    @property
     def pixel_bytes(self) -> int:
         """Memory in bytes per input pixel, roughly."""
         latent = 0 if self.autoencoder is None else 10 * self.autoencoder.width * self.scale**2
@@ -95,7 +107,7 @@ class IRSDE(PathModel):
                 "mode must be 'sample': the noise that the network predicts does not determine the mean at "
                 f"the last time, where the clean image weighs {self.config.eps:g}"
             )
-        return check_steps(mode, steps, MODES, self._default_calls(self.config.solver), self.config.steps)
+        return check_steps(mode, steps, MODES, self.config.calls_of(self.config.solver), self.config.steps)
 
     def prior(self, lq: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch channels h2 w2"]:
         """The degraded end y: the input in [0, 1], enlarged, or its latent."""
@@ -109,16 +121,20 @@ class IRSDE(PathModel):
         *,
         steps: int | None = None,
     ) -> BaseDenoiser:
-        return self.bare_denoiser(self.net).given(y=self.prior(self._filled(lq, mask)))
+        return self.bare_denoiser(self.net).given(y=self.prior(self.filled(lq, mask)))
 
     def bare_denoiser(self, net: Callable[..., Tensor]) -> BaseDenoiser:
         """A network that stands in for the model's own, told nothing yet."""
         if net is not self.net:
-            return Denoiser(net, self.config.path(), self.config.prediction)
+            return self._asked(net)
         dtype = next((p.dtype for p in self.net.parameters()), None)
         if dtype not in self._denoisers:
-            self._denoisers[dtype] = Denoiser(net, self.config.path(), self.config.prediction)
+            self._denoisers[dtype] = self._asked(net, dtype)
         return self._denoisers[dtype]
+
+    def _asked(self, net: Callable[..., Tensor], dtype: torch.dtype | None = None) -> Denoiser:
+        shown = Centred(net) if self.config.network == "small-unet" else net
+        return Denoiser(shown, self.config.path(), self.config.prediction, dtype=dtype)
 
     def times(self, denoise: BaseDenoiser, mode: str, calls: int) -> Sequence[float]:
         """Times of the model's own rule."""
@@ -138,14 +154,16 @@ class IRSDE(PathModel):
         noise: Noise | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "batch 3 h2 w2"]:
-        rule = self.config.solver if solver is None else solver
-        check_name("solver", rule, self.solvers)
+        rule = self.solver_of(solver)
         if steps is None and mode == "sample":
-            steps = self._default_calls(rule)
+            steps = self.config.calls_of(rule)
         calls = self.steps_of(mode, steps)
         self.check_told(mask, level)
         rule = rule if mode == "sample" else "mean"
-        y, kept = self._encode(self._filled(lq.to(torch.promote_types(lq.dtype, torch.float32)), mask))
+        shown = self.filled(lq.to(torch.promote_types(lq.dtype, torch.float32)), mask)
+        if self.config.network == "small-unet":
+            shown = reflect_to_multiple(shown, self.config.padding)
+        y, kept = self._encode(shown)
         draw = drawing(seed, y) if noise is None else noise
         state = y.to(torch.promote_types(y.dtype, torch.float32))
         z = sample(
@@ -160,7 +178,7 @@ class IRSDE(PathModel):
         made = z if self.autoencoder is None else self.autoencoder.decode(z.to(y.dtype), kept).to(z.dtype)
         return self.image(2 * made - 1, lq, mask)
 
-    def _filled(self, lq: Tensor, mask: Tensor | None) -> Tensor:
+    def filled(self, lq: Tensor, mask: Tensor | None) -> Tensor:
         """The input with unknown pixels replaced, which the network is not told otherwise."""
         if mask is None or self.config.fill is None:
             return lq
@@ -174,11 +192,6 @@ class IRSDE(PathModel):
             return image, []
         weight = self.autoencoder.init_conv.weight
         return self.autoencoder.encode(image.to(weight.dtype))
-
-    def _default_calls(self, rule: str) -> int:
-        if self.config.calls is not None and rule == self.config.solver:
-            return self.config.calls
-        return MRS_CALLS if rule.startswith("mrs-") else self.config.steps
 
     def _solver(self, rule: str) -> Solver:
         if rule == "mean":
@@ -197,6 +210,28 @@ class IRSDE(PathModel):
         return [float(round(path.t_max * (1 - i / calls))) for i in range(calls + 1)]
 
 
+class Centred(nn.Module):
+    """A network of images in [-1, 1] that predicts the clean one, for states in [0, 1].
+
+    x0 = (net(2x − 1, t, 2y − 1) + 1) / 2
+
+    Args:
+        net: called as net(x, t, lq).
+    """
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels h w"],
+        t: Float[Tensor, "batch"],
+        y: Float[Tensor, "batch channels h w"],
+    ) -> Float[Tensor, "batch channels h w"]:
+        return (self.net(2 * x - 1, t, 2 * y - 1) + 1) / 2
+
+
 def drawing(seed: int | Sequence[int], like: Tensor) -> Noise:
     """Normal draws for a batch, image i from a generator seeded with seed + i; or one seed per image."""
     source = SampleNoise(seed, len(like), like.device)
@@ -211,6 +246,8 @@ def drawing(seed: int | Sequence[int], like: Tensor) -> Noise:
 
 def features_at_once(net: nn.Module) -> int:
     """Features per pixel that are alive at the worst moment, roughly: at full resolution, on the way up."""
+    if isinstance(net, SmallUNet):
+        return net.pixel_bytes // 4
     if isinstance(net, ConditionalUNet):
         return 12 * net.nf + 512  # what is joined, and attention's q, k and v
     return 10 * net.width if isinstance(net, ConditionalNAFNet) else 64

@@ -1,5 +1,6 @@
 """What an IR-SDE or Refusion model is built from."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,9 @@ from fewstep.core.solvers.mean_reverting import MRSampler
 from .base import check_name
 
 NETWORKS = ("conditional-unet", "conditional-nafnet")
+# The published networks extend what they are given themselves, and are shown states in [0, 1].
+OWN_NETWORKS = ("small-unet",)
+MRS_CALLS = 10
 PREDICTIONS = ("eps", "x0", "v")
 INTERPOLATIONS = ("consistent", "official")
 
@@ -40,7 +44,7 @@ class IRSDEConfig:
         subtract_first: θ_0 is left out of the running sum, as in IR-SDE and Refusion; DA-CLIP keeps it. It
             belongs to the checkpoint: the two tables give different noise for the same time.
         prediction: what the network predicts, "eps" (published), "x0" or "v".
-        network: "conditional-unet" or "conditional-nafnet".
+        network: "conditional-unet" or "conditional-nafnet"; or "small-unet", our own, which predicts x0.
         network_options: arguments of the network.
         autoencoder: arguments of RefusionAutoencoder; None: states are images.
         scale: the input is enlarged by bicubic interpolation first.
@@ -79,7 +83,9 @@ class IRSDEConfig:
 
     def __post_init__(self) -> None:
         check_name("prediction", self.prediction, PREDICTIONS)
-        check_name("network", self.network, NETWORKS)
+        check_name("network", self.network, (*NETWORKS, *OWN_NETWORKS))
+        if self.network == "small-unet" and self.prediction != "x0":
+            raise ValueError(f"prediction must be 'x0' with network 'small-unet', got {self.prediction!r}")
         check_name("solver", self.solver, RULES)
         check_name("grid", self.grid, SCHEDULES)
         check_name("interpolation", self.interpolation, INTERPOLATIONS)
@@ -95,8 +101,29 @@ class IRSDEConfig:
 
     @property
     def padding(self) -> int:
-        """Only an autoencoder wants whole blocks; the networks extend what they are given themselves."""
-        return 1 if self.autoencoder is None else 2 ** len(self.autoencoder.get("ch_mult", (1, 2, 4, 4)))
+        """What sides and places of tiles are multiples of, so that they are reduced as in the whole image."""
+        options = self.autoencoder
+        levels = None if options is None else len(options.get("ch_mult", (1, 2, 4, 4)))
+        whole = self._network_multiple
+        if levels is not None:
+            whole = math.lcm(2**levels, 2 ** (levels - 1) * whole)
+        return whole // math.gcd(whole, self.scale)
+
+    @property
+    def _network_multiple(self) -> int:
+        """What the network makes the sides of a state multiples of."""
+        options = self.network_options
+        if self.network == "small-unet":
+            return options.get("fold", 2) * 2 ** (len(options.get("widths", (32, 64, 96))) - 1)
+        if self.network == "conditional-nafnet":
+            return 2 ** len(options.get("enc_blk_nums", (1, 1, 1, 28)))
+        return 2 ** (len(options["ch_mult"]) if options.get("ch_mult") else options.get("depth", 4))
+
+    def calls_of(self, rule: str) -> int:
+        """Network calls of a restoration by a rule, where no number is asked for."""
+        if self.calls is not None and rule == self.solver:
+            return self.calls
+        return MRS_CALLS if rule.startswith("mrs-") else self.steps
 
     def path(self) -> paths.MeanReverting:
         """The path."""

@@ -15,9 +15,11 @@ from .rddm import RDDM
 from .resfusion import Resfusion
 from .resshift import ResShift
 from .training_free import TrainingFree
+from .tunable_resshift import TunableResShift
 
 METHODS: dict[str, type[RestorationModel]] = {
     "resshift": ResShift,
+    "tunable-resshift": TunableResShift,
     "rddm": RDDM,
     "resfusion": Resfusion,
     "irsde": IRSDE,

@@ -18,7 +18,7 @@ from ..nets.cache import Remembered
 from ..nets.small_unet import SmallUNet
 from ..nets.unet_res import unet_res
 from . import rddm_sampler
-from .base import MODES, Level, Noise, PathModel, check_name, check_steps
+from .base import MODES, Level, Noise, PathModel, check_steps
 from .padding import reflect_to_multiple
 from .rddm_config import NATIVE_RULES, PUBLISHED_RULES, RDDMConfig
 from .told import map_channels, told_maps
@@ -58,6 +58,10 @@ class RDDM(PathModel):
         self._denoisers: dict[Any, Denoiser] = {}
 
     @property
+    def exposure(self) -> float | None:
+        return self.config.exposure or None
+
+    @property
     def takes(self) -> frozenset[str]:
         return frozenset(self.config.conditions) - {"input"}
 
@@ -78,6 +82,11 @@ class RDDM(PathModel):
 
     def steps_of(self, mode: str, steps: int | None = None) -> int:
         return check_steps(mode, steps, MODES, self.config.sampling_steps, self.config.steps)
+
+    def solver_of(self, name: str | None = None) -> str:
+        rule = super().solver_of(name)
+        self.config.check_rule(rule)
+        return rule
 
     def prior(self, lq: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
         return lq
@@ -127,9 +136,7 @@ class RDDM(PathModel):
         noise: Noise | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "batch 3 h w"]:
-        solver = self.config.solver if solver is None else solver
-        check_name("solver", solver, self.solvers)
-        self.config.check_rule(solver)
+        solver = self.solver_of(solver)
         if solver in NATIVE_RULES:
             return super().restore(
                 lq,

@@ -51,6 +51,7 @@ class RDDMConfig:
         network: "unet-res" or "small-unet".
         network_options: arguments of the network.
         padding: the input is extended by reflection to a multiple of this.
+        exposure: mean brightness that a photograph is given before by a power (0: as it is).
         tasks: what the model was trained for.
 
     Raises:
@@ -71,6 +72,7 @@ class RDDMConfig:
     network: str = "unet-res"
     network_options: Mapping[str, Any] = field(default_factory=dict)
     padding: int = 8
+    exposure: float = 0.0
     tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -85,6 +87,8 @@ class RDDMConfig:
             raise ValueError(f"sampling_steps must lie in 1 … {self.steps}, got {self.sampling_steps}")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in 0 … 1, got {self.eta}")
+        if not 0 <= self.exposure < 1:
+            raise ValueError(f"exposure must lie in 0 … 1, 1 excluded, got {self.exposure}")
         if self.padding < 1:
             raise ValueError(f"padding must be at least 1, got {self.padding}")
         self.check_rule(self.solver)

@@ -63,13 +63,8 @@ class Resfusion(PathModel):
         """Memory in bytes per input pixel, roughly."""
         return 4 * (10 * int(self.config.network_options.get("dim", 64)) + 512)
 
-    @property
-    def times_kept(self) -> int:
-        """Times up to the acceleration point: the published number of calls."""
-        return int(self.config.path().t_max) + 1
-
     def steps_of(self, mode: str, steps: int | None = None) -> int:
-        return check_steps(mode, steps, MODES, self.times_kept, self.times_kept)
+        return check_steps(mode, steps, MODES, self.config.times_kept, self.config.times_kept)
 
     def prior(self, lq: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
         """The input itself."""
@@ -100,7 +95,7 @@ class Resfusion(PathModel):
 
     def times(self, denoise: BaseDenoiser, mode: str, calls: int) -> Sequence[float]:
         """All times, or so many of them, from the acceleration point to the clean end."""
-        last = self.times_kept - 1
+        last = self.config.times_kept - 1
         kept = [float(round(last * (1 - i / max(calls - 1, 1)))) for i in range(calls)]
         return [*kept, self.config.path().t_clean]
 

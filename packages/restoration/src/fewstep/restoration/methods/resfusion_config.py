@@ -58,3 +58,8 @@ class ResfusionConfig:
     def path(self) -> paths.Resfusion:
         """The path up to the acceleration point."""
         return paths.Resfusion(steps=self.steps, schedule=self.schedule)
+
+    @property
+    def times_kept(self) -> int:
+        """Times up to the acceleration point: the published number of calls."""
+        return int(self.path().t_max) + 1

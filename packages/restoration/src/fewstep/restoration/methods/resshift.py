@@ -19,7 +19,7 @@ from ..nets.edsr import ConditionalEDSR
 from ..nets.lossless import PixelUnshuffle
 from ..nets.unet_swin import UNetModelSwin
 from ..nets.vq import VQModel
-from .base import Level, RestorationModel, check_name, check_steps
+from .base import Level, RestorationModel, check_steps
 from .padding import reflect_to_multiple
 from .resshift_config import PREDICTIONS, ResShiftConfig
 
@@ -192,8 +192,7 @@ class ResShift(RestorationModel):
             ValueError: an unknown mode, respacing or solver; a mask where none is taken, or the reverse.
         """
         calls = self.steps_of(mode, steps)
-        solver = SOLVERS[0] if solver is None else solver
-        check_name("solver", solver, SOLVERS)
+        solver = self.solver_of(solver)
         self.check_told(mask, level)
         height, width = lq.shape[-2:]
         multiple = self.config.padding

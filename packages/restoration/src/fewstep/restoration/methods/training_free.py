@@ -159,8 +159,7 @@ class TrainingFree(RestorationModel):
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "batch channels h2 w2"]:
         calls = self.steps_of(mode, steps)
-        solver = self.solvers[0] if solver is None else solver
-        check_name("solver", solver, self.solvers)
+        solver = self.solver_of(solver)
         self.check_told(mask, level)
         if lq.shape[1] != self.state_channels:
             raise ValueError(f"lq must have {self.state_channels} channels as the model, got {lq.shape[1]}")
