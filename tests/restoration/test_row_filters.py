@@ -50,6 +50,7 @@ def test_rounding_errors_are_about_twice_those_of_the_direct_sum():
     x, layer = fast_map(), Conv3(CHANNELS, OUT)
     with torch.no_grad():
         assert pays(x, layer.weight)
+        assert layer.bias is not None
         truth = plain(x.double(), layer.weight.double(), layer.bias.double())
         direct = relative(plain(x, layer.weight, layer.bias), truth)
         assert 0 < relative(layer(x), truth) < 4 * direct
@@ -125,6 +126,7 @@ def test_enlargement_renews_its_merged_filters():
         with torch.no_grad():
             merged = layer(x)
             conv = layer[1]
+            assert isinstance(conv, torch.nn.Conv2d)
             whole = plain(F.interpolate(x, scale_factor=2, mode="nearest"), conv.weight, conv.bias)
             torch.testing.assert_close(merged, whole, rtol=0, atol=1e-10)
             conv.weight.mul_(-2)

@@ -216,13 +216,14 @@ def test_later_states_are_made_from_the_first_prediction_as_in_sampling():
 
 def test_a_network_that_is_told_other_maps_begins_with_the_images_weights(tmp_path, folders):
     told, untold = model_of(SMALL), model_of(replace(SMALL, takes=()))
-    torch.nn.init.normal_(told.net.tail.weight, std=0.05)
+    torch.nn.init.normal_(told.net.get_parameter("tail.weight"), std=0.05)
     _begin_with(untold.net, told)
-    shared = 6 * SMALL.fold**2
-    torch.testing.assert_close(untold.net.head.weight, told.net.head.weight[:, :shared])
+    shared, head = 6 * SMALL.fold**2, "head.weight"
+    begun = told.net.get_parameter(head)[:, :shared]
+    torch.testing.assert_close(untold.net.get_parameter(head), begun)
     again = model_of(replace(SMALL, takes=("mask",)))
     _begin_with(again.net, told)
-    assert again.net.head.weight[:, shared:].abs().max() == 0
+    assert again.net.get_parameter(head)[:, shared:].abs().max() == 0
     x, t = torch.rand(1, 3, 16, 16), torch.tensor([999.0])
     torch.testing.assert_close(
         again.net(x, t, x, torch.ones(1, 1, 16, 16)), untold.net(x, t, x), atol=1e-6, rtol=0
