@@ -1,7 +1,7 @@
 """Make the pictures of docs/restoration.md: `python -m tools.restoration_pictures`.
 
-One picture per task in docs/assets/restoration: input, the strongest classical tool, ours, truth, on photographs of
-scikit-image, which no model was trained on.
+One picture per task in docs/assets/restoration: input, the strongest classical tool, ours, truth, on
+photographs of scikit-image, which no model was trained on.
 """
 
 from collections.abc import Callable

@@ -62,7 +62,8 @@ TEXTS = {
         "of PolyU's training part (Xu et al. 2018), real photographs of ISO 800 to 12,800",
         "Noise that is spread over many pixels, as of strongly compressed video, was not in the training. "
         "Noise beyond σ = 50 is removed in part. " + INVENTS,
-        _command("rddm-denoise", "denoise", " --pairs polyu/train/noisy polyu/train/clean"),
+        _command("rddm-denoise", "denoise", " --pairs polyu/train/noisy polyu/train/clean --start FIRST")
+        + ", with learning_rate 4e-4, where FIRST is the same recipe's model without rollouts, 75 minutes",
         f"{RESEARCH}; non-commercial, as PolyU's says",
     ),
     "rddm-weather": Texts(
@@ -71,7 +72,8 @@ TEXTS = {
         f"{BSDS}, half with synthetic streaks of rain, half compressed as JPEG of quality 10 to 60",
         "Trained on synthetic rain: drops on a lens, mist and splashes are left. JPEG artefacts that were "
         "enlarged or shifted after the compression are removed in part. " + INVENTS,
-        _command("rddm-weather", "derain+jpeg"),
+        _command("rddm-weather", "derain+jpeg", " --start FIRST")
+        + ", where FIRST is rddm-denoise after its first 75 minutes",
     ),
     "rddm-low-light": Texts(
         f"RDDM that brightens photographs taken in the dark and removes their noise. {NETWORK}. Inputs are "
@@ -79,7 +81,7 @@ TEXTS = {
         f"{BSDS}, darkened by gain · x^power (gain 0.4 to 0.7, power 2 to 3) with the noise of few photons",
         "Trained on a synthetic curve, darker everywhere: light sources in the picture, colour casts and the "
         "banding of real sensors were not in the training. " + INVENTS,
-        _command("rddm-low-light", "low-light"),
+        _command("rddm-low-light", "low-light", " --start rddm-denoise"),
     ),
     "rddm-inpaint": Texts(
         f"RDDM that fills what a mask marks: lines, text, spots and rectangles. {NETWORK}. Known pixels are "
@@ -87,14 +89,14 @@ TEXTS = {
         f"{BSDS} under random masks",
         "Made for scratches, text and small holes; holes wider than what the network sees around them are "
         "filled with smooth colour. What is filled is not evidence of what was there.",
-        _command("rddm-inpaint", "inpaint"),
+        _command("rddm-inpaint", "inpaint", " --start rddm-denoise"),
     ),
     "irsde-derain": Texts(
         "IR-SDE that removes streaks of rain; MR-sampler's steps make ten calls do. A U-Net of three levels "
         "on folded pixels.",
         f"{BSDS} with synthetic streaks of rain",
         "Trained on synthetic rain: drops on a lens, mist and splashes are left. " + INVENTS,
-        _command("irsde-derain", "derain", " --method irsde"),
+        _command("irsde-derain", "derain", " --method irsde --start rddm-weather"),
     ),
     **{
         f"idm-{percent}": Texts(
@@ -112,7 +114,7 @@ TEXTS = {
         "which time of a diffusion path the denoiser begins.",
         BSDS,
         "For photographs of 8 bit without an alpha channel; colours are kept to what a small network "
-        "can say of them. At low rates texture is drawn and is not evidence of what was there.",
+        "can say of them. Trained for least error: low rates are soft.",
         'python -c "from fewstep.restoration.train_codec import CodecRecipe, train_codec; '
         "train_codec(CodecRecipe(), 'photos/train', 'photos/val', 'runs/codec', max_minutes={minutes:.0f})\"",
     ),
