@@ -83,6 +83,9 @@ def test_what_does_not_ship_is_said(asked: tuple[Any, Any, Any], words):
 
 def test_the_catalogue_is_what_the_checkpoints_say(fewstep_here):
     for model in shipped_models():
+        if model.method == "oscar":  # a codec restores nothing; it has commands of its own
+            assert (model.tasks, model.calls) == (("encode", "decode"), 1)
+            continue
         loaded = loading.load_model(model.name)
         assert model.tasks == loaded.tasks
         assert loading.METHODS[model.method] is type(loaded)
