@@ -26,6 +26,7 @@ from fewstep.core.checkpoints import shipped
 from fewstep.restoration import Restorer
 from fewstep.restoration.data import list_images, read_rgb
 from fewstep.restoration.degradations import Degradation, Degraded, degradation
+from fewstep.restoration.methods.loading import load_model
 from fewstep.restoration.metrics import score, sharpness
 
 try:
@@ -169,18 +170,26 @@ def restored(restorer: Restorer, mode: str, told: bool, bad: Degraded) -> np.nda
     return np.asarray(restorer(bad.lq, mode=mode, level=level, mask=bad.mask, seed=0).pixels)
 
 
+def contenders(case: Case, models: Mapping[str, str]) -> dict[str, str]:
+    """Our models by name: the task's own, if it ships or was given, and further ones given for the task."""
+    found = {case.model: case.model} if case.model in shipped("fewstep.restoration") else {}
+    for name, source in models.items():
+        if name == case.model or case.task in load_model(source).tasks:
+            found[name] = source
+    return found
+
+
 def measure(
     case: Case, data: Path | None, models: Mapping[str, str]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Mean metrics by set and tool."""
     tools: dict[str, Tool] = {"input": lambda bad: bad.lq, **case.tools}
-    name = models.get(case.model, case.model)
-    if name != case.model or name in shipped("fewstep.restoration"):
-        restorer = Restorer.from_pretrained(name, device="cpu")
-        for mode in ("faithful", "detailed"):
-            tools[f"{case.model}, {mode}"] = partial(restored, restorer, mode, False)
+    for name, source in contenders(case, models).items():
+        restorer = Restorer.from_pretrained(source, device="cpu")
+        for mode in restorer.modes:
+            tools[f"{name}, {mode}"] = partial(restored, restorer, mode, False)
             if case.told and mode == "faithful":
-                tools[f"{case.model}, {mode}, level told"] = partial(restored, restorer, mode, True)
+                tools[f"{name}, {mode}, level told"] = partial(restored, restorer, mode, True)
     rows: dict[str, dict[str, list[tuple[float, ...]]]] = {}
     for group, truth, bad in photographs(case, data):
         for tool, run in tools.items():
