@@ -12,12 +12,14 @@ import numpy as np
 import skimage.data
 from PIL import Image
 from scipy import ndimage
-from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, estimate_sigma, inpaint_biharmonic
+from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, inpaint_biharmonic
 
 from fewstep.core.checkpoints import shipped
 from fewstep.restoration import Restorer
 from fewstep.restoration.degradations import Degraded, degradation
 from fewstep.restoration.exposure import exposed
+from fewstep.restoration.images import Picture
+from fewstep.restoration.quality import estimate_level
 
 from .pictures import _crop
 
@@ -48,7 +50,7 @@ class Example:
 def nlm(bad: Degraded) -> np.ndarray:
     """Non-local means with the estimated noise."""
     image = bad.lq / 255.0
-    sigma = float(np.mean(estimate_sigma(image, channel_axis=2)))
+    sigma = estimate_level(Picture(bad.lq)) / 255
     made = denoise_nl_means(
         image, patch_size=5, patch_distance=6, h=0.6 * sigma, sigma=sigma, channel_axis=2, fast_mode=True
     )
@@ -88,13 +90,12 @@ def examples() -> dict[str, Example]:
         "denoise": Example(
             "rddm-denoise", cat, ("noise", {"low": 25.0, "high": 25.0}), ("NLM", nlm), 110, 80
         ),
-        "derain": Example("rddm-weather", coffee, ("rain", {}), ("opening", opening), 150, 90),
+        "derain": Example("irsde-derain", coffee, ("rain", {}), ("opening", opening), 150, 90),
         "jpeg": Example(
-            "rddm-weather", woman, ("jpeg", {"low": 15, "high": 15}), ("TV", total_variation), 170, 60
+            "rddm-jpeg", woman, ("jpeg", {"low": 15, "high": 15}), ("TV", total_variation), 170, 60
         ),
         "low-light": Example("rddm-low-light", rocket, ("low_light", {}), ("gamma", gamma), 270, 120),
         "inpaint": Example("rddm-inpaint", woman, ("mask", lines), ("biharmonic", biharmonic), 170, 60),
-        "derain-irsde": Example("irsde-derain", coffee, ("rain", {}), ("opening", opening), 150, 90),
     }
 
 

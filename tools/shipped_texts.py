@@ -66,14 +66,11 @@ TEXTS = {
         + ", with learning_rate 4e-4, where FIRST is the same recipe's model without rollouts, 75 minutes",
         f"{RESEARCH}; non-commercial, as PolyU's says",
     ),
-    "rddm-weather": Texts(
-        f"RDDM that removes streaks of rain and the artefacts of strong JPEG compression. {NETWORK}. "
-        + FAITHFUL,
-        f"{BSDS}, half with synthetic streaks of rain, half compressed as JPEG of quality 10 to 60",
-        "Trained on synthetic rain: drops on a lens, mist and splashes are left. JPEG artefacts that were "
-        "enlarged or shifted after the compression are removed in part. " + INVENTS,
-        _command("rddm-weather", "derain+jpeg", " --start FIRST")
-        + ", where FIRST is rddm-denoise after its first 75 minutes",
+    "rddm-jpeg": Texts(
+        f"RDDM that removes the artefacts of strong JPEG compression. {NETWORK}. " + FAITHFUL,
+        f"{BSDS}, compressed as JPEG of quality 10 to 60",
+        "JPEG artefacts that were enlarged or shifted after the compression are removed in part. " + INVENTS,
+        _command("rddm-jpeg", "jpeg", " --start rddm-denoise"),
     ),
     "rddm-low-light": Texts(
         f"RDDM that brightens photographs taken in the dark and removes their noise. {NETWORK}. Inputs are "
@@ -96,7 +93,8 @@ TEXTS = {
         "on folded pixels.",
         f"{BSDS} with synthetic streaks of rain",
         "Trained on synthetic rain: drops on a lens, mist and splashes are left. " + INVENTS,
-        _command("irsde-derain", "derain", " --method irsde --start rddm-weather"),
+        _command("irsde-derain", "derain", " --method irsde --start FIRST")
+        + ", where FIRST is an RDDM for rain and JPEG, trained for 35 minutes from an RDDM for noise",
     ),
     **{
         f"idm-{percent}": Texts(

@@ -82,11 +82,12 @@ def main() -> None:
                 seconds = time.perf_counter() - start
                 quality = score(255.0 * made.astype(np.float64), truth.astype(np.float64), "ycrcb")
                 rows[tool].append((quality.psnr, quality.ssim, seconds))
-        results[f"{config.ratio:g}"] = {
+        label = f"{arguments.data.name}, ratio {config.ratio:g}"
+        results[label] = {
             tool: dict(zip(("psnr", "ssim", "seconds"), np.mean(values, axis=0).tolist(), strict=True))
             for tool, values in rows.items()
         }
-        for tool, row in results[f"{config.ratio:g}"].items():
+        for tool, row in results[label].items():
             figures = f"{row['psnr']:.2f} | {row['ssim']:.4f} | {row['seconds']:.1f}"
             print(f"| {config.ratio:g} | {tool} | {figures} |")
     if arguments.json:

@@ -20,14 +20,16 @@ import numpy as np
 import skimage
 import torch
 from scipy import ndimage
-from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, estimate_sigma
+from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 
 from fewstep.core.checkpoints import shipped
 from fewstep.restoration import Restorer
 from fewstep.restoration.data import list_images, read_rgb
 from fewstep.restoration.degradations import Degradation, Degraded, degradation
+from fewstep.restoration.images import Picture
 from fewstep.restoration.methods.loading import load_model
 from fewstep.restoration.metrics import score, sharpness
+from fewstep.restoration.quality import estimate_level
 
 try:
     import cv2  # pyright: ignore[reportMissingImports]
@@ -36,6 +38,9 @@ except ImportError:
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 Tool = Callable[[Degraded], np.ndarray]
+
+
+HEAD = "| input | set | by | PSNR dB | SSIM | sharpness | s per megapixel |\n|---|---|---|---|---|---|---|"
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,7 @@ class Case:
 def nlm(bad: Degraded) -> np.ndarray:
     """Non-local means of scikit-image, patches of 5 within 6 pixels, h = 0.6 sigma, as is usual."""
     image = bad.lq / 255.0
-    sigma = (
-        estimate_sigma(image, channel_axis=-1, average_sigmas=True) if bad.level is None else bad.level / 255
-    )
+    sigma = (estimate_level(Picture(bad.lq)) if bad.level is None else bad.level) / 255
     made = denoise_nl_means(
         image, patch_size=5, patch_distance=6, h=0.6 * sigma, sigma=sigma, fast_mode=True, channel_axis=-1
     )
@@ -127,14 +130,15 @@ def cases() -> dict[str, Case]:
         found[f"noise {level}"] = Case("denoise", "rddm-denoise", made, ("bsd100", "kodak"), tools, told=True)
     real: dict[str, Tool] = {"NLM, scikit-image": nlm, "TV 0.02": partial(tv, 0.02)}
     found["camera noise"] = Case("denoise", "rddm-denoise", None, ("polyu/test",), real)
-    weather = "rddm-weather"
-    found["rain"] = Case("derain", weather, degradation("rain"), ("bsd100",), {"opening 1×5": opened}, 12)
+    found["rain"] = Case(
+        "derain", "irsde-derain", degradation("rain"), ("bsd100",), {"opening 1×5": opened}, 12
+    )
     dark: dict[str, Tool] = {"gamma to mean 0.45": gamma, "gain to mean 115": gained}
     found["low light"] = Case("low-light", "rddm-low-light", degradation("low_light"), ("bsd100",), dark, 20)
     for quality in (10, 20, 40):
         made = degradation("jpeg", low=quality, high=quality)
         found[f"JPEG {quality}"] = Case(
-            "jpeg", weather, made, ("bsd100", "kodak"), {"TV 0.02": partial(tv, 0.02)}
+            "jpeg", "rddm-jpeg", made, ("bsd100", "kodak"), {"TV 0.02": partial(tv, 0.02)}
         )
     lines = degradation("mask", kinds=("lines",), lines=(12, 12))
     fills = {rule: partial(inpainted, rule) for rule in ("TELEA", "NS")} if with_cv2 else {}
@@ -209,20 +213,14 @@ def _means(names: tuple[str, ...], values: list[tuple[float, ...]]) -> dict[str,
     return dict(zip(names, np.mean(values, axis=0).tolist(), strict=True))
 
 
-def table(results: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
-    """The results as a Markdown table."""
-    lines = [
-        "| input | set | by | PSNR dB | SSIM | sharpness | s per megapixel |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for case, sets in results.items():
-        for group, tools in sets.items():
-            for tool, row in tools.items():
-                lines.append(
-                    f"| {case} | {group} | {tool} | {row['psnr']:.2f} | {row['ssim']:.4f} "
-                    f"| {row['sharpness']:.3f} | {row['seconds_per_megapixel']:.2f} |"
-                )
-    return "\n".join(lines)
+def rows_of(case: str, sets: dict[str, dict[str, dict[str, float]]]) -> str:
+    """The figures of a case as rows of a Markdown table."""
+    return "\n".join(
+        f"| {case} | {group} | {tool} | {row['psnr']:.2f} | {row['ssim']:.4f} "
+        f"| {row['sharpness']:.3f} | {row['seconds_per_megapixel']:.2f} |"
+        for group, tools in sets.items()
+        for tool, row in tools.items()
+    )
 
 
 def main() -> None:
@@ -232,20 +230,25 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, help="folder with one folder of photographs per set")
     parser.add_argument("--tasks", nargs="*", help="tasks (default: all)")
+    parser.add_argument("--inputs", nargs="*", help="inputs, such as 'noise 25' (default: all)")
     parser.add_argument("--model", nargs="*", default=[], help="NAME=FOLDER in place of a shipped model")
     parser.add_argument("--count", type=int, default=60, help="photographs of a set at most")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     models = dict(part.split("=", 1) for part in arguments.model)
-    results = {
-        name: measure(replace(case, count=min(case.count, arguments.count)), arguments.data, models)
-        for name, case in cases().items()
-        if not arguments.tasks or case.task in arguments.tasks
-    }
-    print(table(results))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    print(HEAD)
+    results = {}
+    for name, case in cases().items():
+        if arguments.tasks and case.task not in arguments.tasks:
+            continue
+        if arguments.inputs and name not in arguments.inputs:
+            continue
+        few = replace(case, count=min(case.count, arguments.count))
+        results[name] = measure(few, arguments.data, models)
+        print(rows_of(name, results[name]), flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

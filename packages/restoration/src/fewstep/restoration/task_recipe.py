@@ -114,9 +114,7 @@ RECIPES = {
     "rddm-denoise": TaskRecipe(
         task="denoise", degradation={"name": "noise", "low": 0.0, "high": 50.0}, takes=("level",)
     ),
-    "rddm-weather": TaskRecipe(
-        task="derain+jpeg", degradation={"one_of": [[{"name": "rain"}, 1.0], [{"name": "jpeg"}, 1.0]]}
-    ),
+    "rddm-jpeg": TaskRecipe(task="jpeg", degradation={"name": "jpeg"}),
     "rddm-low-light": TaskRecipe(
         task="low-light",
         degradation={"name": "low_light"},
@@ -133,7 +131,7 @@ RECIPES = {
         method_options={"max_sigma": 30.0},
         degradation={"name": "rain"},
         batch_size=4,
-        # Shipped: begun with the weights of rddm-weather.
+        # Shipped: begun with the weights of an RDDM for rain.
         learning_rate=5e-4,
     ),
 }

@@ -21,9 +21,9 @@ class Task:
 TASKS = {
     "super-resolution": Task("enlarge, with detail that interpolation lacks", "resshift-x4"),
     "denoise": Task("remove camera or Gaussian noise", "rddm-denoise"),
-    "derain": Task("remove streaks of rain", "rddm-weather"),
+    "derain": Task("remove streaks of rain", "irsde-derain"),
     "low-light": Task("brighten a photograph taken in the dark", "rddm-low-light"),
-    "jpeg": Task("remove the artefacts of strong JPEG compression", "rddm-weather"),
+    "jpeg": Task("remove the artefacts of strong JPEG compression", "rddm-jpeg"),
     "inpaint": Task("fill what a mask marks", "rddm-inpaint", needs=("mask",)),
     "compressed-sensing": Task("rebuild a photograph from few measurements", "idm-25", needs=("ratio",)),
 }
