@@ -41,7 +41,7 @@ $(STAMP): constraints.txt pyproject.toml shared/pyproject.toml $(wildcard packag
 	@echo "Installing the tested versions (torch is large: a few minutes the first time) …"
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt --group dev \
-		-e "./shared[train,plot,diffusers]" -e "./packages/restoration[train,eval]"
+		-e "./shared[train,plot,diffusers]" -e "./packages/restoration[train,eval]" -e "./packages/policy[train,envs]"
 	@touch $(STAMP)
 
 clean:

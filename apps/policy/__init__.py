@@ -1,0 +1,1 @@
+"""The policy app: a thin page over `fewstep.policy`."""

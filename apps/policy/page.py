@@ -1,0 +1,240 @@
+"""The page itself: its layout, its looks, and what is connected to what."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+# Read when gradio is imported: no usage statistics, no version check.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr
+
+from .app import MAX_SEED, MAX_SESSIONS, MAX_STEPS, SIDES, App
+from .models import Models
+from .takeover import Session
+
+# By name only: gradio turns plain strings into fonts that it fetches from elsewhere.
+FONTS = [gr.themes.Font(name) for name in ("ui-sans-serif", "system-ui", "sans-serif")]
+STYLE = """
+.gradio-container { max-width: 1180px !important; }
+#title h1 { margin-bottom: 0; letter-spacing: -.02em; }
+.now img { width: 100%; max-width: 512px; border-radius: 6px; display: block; }
+.now progress { width: 100%; max-width: 512px; display: block; margin-top: 6px; }
+#table img { cursor: crosshair; touch-action: none; user-select: none; }
+#compare-table table { border-collapse: collapse; }
+#compare-table th, #compare-table td { padding: 4px 14px 4px 0; text-align: left; }
+footer { display: none !important; }
+"""
+LEAD = """# Watch a policy act
+A robot policy decides on several actions at once; its plan is drawn from dark red, now, to yellow, last,
+where actions are positions. Everything happens on the machine that runs this page;
+nothing is sent elsewhere."""
+TICK = 0.1
+# Where the mouse is pressed on the table, as shares of the picture; a short click lasts a few ticks.
+MOUSE = """() => {
+    const hand = { down: false, until: 0, at: '' };
+    window.fewstepHand = hand;
+    const put = event => {
+        const table = document.querySelector('#table img');
+        if (!table) return;
+        const box = table.getBoundingClientRect();
+        hand.at = (event.clientX - box.left) / box.width + ',' + (event.clientY - box.top) / box.height;
+        hand.until = performance.now() + 300;
+    };
+    document.addEventListener('pointerdown', event => {
+        if (!event.target.closest('#table img')) return;
+        event.preventDefault();
+        hand.down = true;
+        put(event);
+    });
+    document.addEventListener('pointermove', event => { if (hand.down) put(event); });
+    for (const end of ['pointerup', 'pointercancel'])
+        document.addEventListener(end, () => { hand.down = false; });
+}"""
+HELD = """(session, held, on) => {
+    const hand = window.fewstepHand;
+    return [session, hand && (hand.down || performance.now() < hand.until) ? hand.at : '', on];
+}"""
+
+
+def build(app: App) -> gr.Blocks:
+    """Lay out the page and connect it.
+
+    Args:
+        app: what its buttons do.
+
+    Returns:
+        The page; `serve` starts it.
+    """
+    first = app.models.environments[0]
+    with gr.Blocks(title="fewstep: policies", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gr.Markdown(LEAD, elem_id="title")
+        environment = gr.Dropdown(
+            app.models.environments, value=first, label="Environment", elem_id="environment"
+        )
+        with gr.Tab("Watch"):
+            _watch_tab(app, environment)
+        with gr.Tab("Compare calls"):
+            _compare_tab(app, environment)
+        with gr.Tab("Take over"):
+            _take_over_tab(app)
+        page.load(None, None, None, js=MOUSE)
+    return page
+
+
+def _watch_tab(app: App, environment: gr.Dropdown) -> None:
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            name, calls = _choice(app, app.models.environments[0], "watch")
+            seed = _seed("watch-seed")
+            side = gr.Dropdown(list(SIDES), value=SIDES[1], label="Side of the picture")
+            most = _most("watch-most")
+            start = gr.Button("Run an episode", variant="primary", elem_id="watch-start")
+        with gr.Column(scale=2):
+            now = gr.HTML(elem_id="watch-now", elem_classes="now")
+            film = gr.Video(visible=False, autoplay=True, loop=True, label="Film", elem_id="watch-film")
+            line = gr.Markdown(elem_id="watch-facts")
+            download = gr.DownloadButton("Download the film", interactive=False, elem_id="watch-download")
+    environment.change(lambda chosen: _names(app, chosen), environment, name)
+    start.click(
+        app.watch,
+        [name, calls, seed, side, most],
+        [now, film, line, download],
+        show_progress="hidden",
+        concurrency_limit=1,
+        concurrency_id="run",
+    )
+
+
+def _compare_tab(app: App, environment: gr.Dropdown) -> None:
+    first = app.compared(app.models.environments[0])
+    chosen = gr.CheckboxGroup(first, value=first[:3], label="Compare", elem_id="compare-chosen")
+    with gr.Row():
+        seed, most = _seed("compare-seed"), _most("compare-most")
+    start = gr.Button("Run them", variant="primary", elem_id="compare-start")
+    now = gr.HTML(elem_id="compare-now", elem_classes="now")
+    film = gr.Video(visible=False, autoplay=True, loop=True, label="Side by side", elem_id="compare-film")
+    table = gr.HTML(elem_id="compare-table")
+    download = gr.DownloadButton("Download the film", interactive=False, elem_id="compare-download")
+
+    def offered(environment: str) -> dict:
+        entries = app.compared(environment)
+        return gr.update(choices=entries, value=entries[:3])
+
+    environment.change(offered, environment, chosen)
+    start.click(
+        app.compare,
+        [chosen, environment, seed, most],
+        [now, film, table, download],
+        show_progress="hidden",
+        concurrency_limit=1,
+        concurrency_id="run",
+    )
+
+
+def _take_over_tab(app: App) -> None:
+    tables = [name for name in app.models.offered if app.models[name].spec.picture_span is not None]
+    if not tables:
+        gr.Markdown("None of the policies is for Push-T, where the mouse can act.")
+        return
+    session = gr.State(None, time_to_live=1800, delete_callback=_leave)
+    held = gr.Textbox("", visible=False)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            name = gr.Dropdown(tables, value=tables[0], label="Policy", elem_id="hand-policy")
+            one = app.models[tables[0]]
+            calls = gr.Dropdown(list(one.calls), value=one.own_calls, label="Network calls")
+            seed = _seed("hand-seed")
+            goes_on = gr.Checkbox(True, label="The policy acts while the mouse is up", elem_id="goes-on")
+            start = gr.Button("Begin anew", variant="primary", elem_id="hand-start")
+            gr.Markdown(
+                "Press the mouse on the table and drag: the disc follows. Let go: the policy goes on."
+            )
+            save = gr.Button("Make a film of it", elem_id="hand-save")
+            download = gr.DownloadButton("Download the film", interactive=False, elem_id="hand-download")
+        with gr.Column(scale=2):
+            now = gr.HTML(elem_id="table", elem_classes="now")
+            line = gr.Markdown(elem_id="hand-facts")
+    clock = gr.Timer(TICK, active=False)
+    name.change(lambda chosen: _calls(app, chosen), name, calls)
+    begun = start.click(
+        app.begin, [session, name, calls, seed], [session, now, line], concurrency_limit=MAX_SESSIONS
+    )
+    begun.success(lambda: gr.Timer(active=True), None, clock)
+    clock.tick(
+        app.tick,
+        [session, held, goes_on],
+        [now, line, clock],
+        js=HELD,
+        show_progress="hidden",
+        concurrency_limit=4,
+    )
+    save.click(app.keep, session, download, concurrency_limit=1)
+
+
+def _choice(app: App, environment: str, what: str) -> tuple[gr.Dropdown, gr.Dropdown]:
+    """A policy and how many calls it gets."""
+    names = app.models.names(environment)
+    one = app.models[names[0]]
+    name = gr.Dropdown(names, value=names[0], label="Policy", elem_id=f"{what}-policy")
+    calls = gr.Dropdown(list(one.calls), value=one.own_calls, label="Network calls", elem_id=f"{what}-calls")
+    name.change(lambda chosen: _calls(app, chosen), name, calls)
+    return name, calls
+
+
+def _names(app: App, environment: str) -> dict:
+    names = app.models.names(environment)
+    return gr.update(choices=names, value=names[0])
+
+
+def _calls(app: App, name: str) -> dict:
+    one = app.models[name]
+    return gr.update(choices=list(one.calls), value=one.own_calls)
+
+
+def _seed(element: str) -> gr.Number:
+    return gr.Number(100_000, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id=element)
+
+
+def _most(element: str) -> gr.Number:
+    return gr.Number(300, label="Steps at most", precision=0, minimum=1, maximum=MAX_STEPS, elem_id=element)
+
+
+def _leave(session: Session | None) -> None:
+    if session is not None:
+        session.close()
+
+
+def serve(wanted: Sequence[str], env: str | None, device: str, host: str, port: int) -> None:
+    """Load the policies and serve the page until interrupted.
+
+    Args:
+        wanted: names, folders or Hub ids; none: all that ship.
+        env: environment of policies that do not say theirs.
+        device: "auto", "cpu", "cuda" …
+        host: address to listen at.
+        port: port to listen at.
+
+    Raises:
+        OSError: the port is in use.
+        ValueError: a policy, its environment or the device is not there.
+        ImportError: a package of the extra [envs] is not installed.
+    """
+    with tempfile.TemporaryDirectory(prefix="fewstep-app-") as folder:
+        page = build(App(Models(wanted, env, device), Path(folder) / "results"))
+        page.queue(max_size=64).launch(
+            server_name=host,
+            server_port=port,
+            max_file_size="1mb",
+            footer_links=[],
+            run_history=False,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            theme=gr.themes.Soft(primary_hue="indigo", font=FONTS, font_mono=[gr.themes.Font("monospace")]),
+            css=STYLE,
+        )
+        print(f"The page is at http://{host}:{port} (Ctrl+C ends it).", flush=True)
+        page.block_thread()

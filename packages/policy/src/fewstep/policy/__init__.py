@@ -1,0 +1,1 @@
+"""Few-step diffusion for robot policies: demonstrations, one-step students, reinforcement learning."""

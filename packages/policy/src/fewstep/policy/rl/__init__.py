@@ -1,0 +1,1 @@
+"""Offline reinforcement learning: transitions, critics, the alternation of critic and actor, training."""
