@@ -66,10 +66,10 @@ class Case:
     told: bool = False
 
 
-def nlm(bad: Degraded) -> np.ndarray:
+def nlm(bad: Degraded, level: float | None = None) -> np.ndarray:
     """Non-local means of scikit-image, patches of 5 within 6 pixels, h = 0.6 sigma, as is usual."""
     image = bad.lq / 255.0
-    sigma = (estimate_level(Picture(bad.lq)) if bad.level is None else bad.level) / 255
+    sigma = (level or bad.level or estimate_level(Picture(bad.lq))) / 255
     made = denoise_nl_means(
         image, patch_size=5, patch_distance=6, h=0.6 * sigma, sigma=sigma, fast_mode=True, channel_axis=-1
     )
@@ -128,7 +128,12 @@ def cases() -> dict[str, Case]:
         tools |= {"NLM, OpenCV": opencv_nlm} if with_cv2 else {}
         made = degradation("noise", low=float(level), high=float(level))
         found[f"noise {level}"] = Case("denoise", "rddm-denoise", made, ("bsd100", "kodak"), tools, told=True)
-    real: dict[str, Tool] = {"NLM, scikit-image": nlm, "TV 0.02": partial(tv, 0.02)}
+    # The noise is correlated, which no estimate from fine detail sees: 5 is the best of 3, 5, 7 and 10 on the
+    # validation pairs.
+    real: dict[str, Tool] = {
+        "NLM of sigma 5": partial(nlm, level=5.0),
+        "TV 0.02": partial(tv, 0.02),
+    }
     found["camera noise"] = Case("denoise", "rddm-denoise", None, ("polyu/test",), real)
     found["rain"] = Case(
         "derain", "irsde-derain", degradation("rain"), ("bsd100",), {"opening 1×5": opened}, 12

@@ -1,11 +1,13 @@
 """Optimal boundary conditions: the search finds the best start, and the start lies where it should."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fewstep.core.noise import NoiseField, SampleNoise
 from fewstep.core.weights import CheckpointError
+from fewstep.restoration import Restorer
 from fewstep.restoration.boundary import Boundary, boundary_beside, optimize_boundary
 from fewstep.restoration.methods.base import RestorationModel
 from fewstep.restoration.methods.resshift import ResShift
@@ -153,3 +155,25 @@ def test_bad_input_is_refused():
         Boundary(torch.zeros(3, 0, 4))
     with pytest.raises(ValueError, match="start has 2 channels, the state has 3"):
         Boundary(torch.zeros(2, 4, 4)).over(torch.randn_like)(torch.zeros(1, 3, 4, 4))
+
+
+def test_a_restorer_begins_with_the_start_beside_its_checkpoint(tmp_path, tiny_model):
+    image = np.random.default_rng(0).integers(0, 255, (12, 20, 3)).astype(np.uint8)
+    tiny_model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="start: no best start"):
+        Restorer.from_pretrained(tmp_path, "cpu")(image, mode="detailed", start="best")
+    start = torch.randn(tiny_model.state_channels, 16, 16, generator=torch.Generator().manual_seed(1))
+    Boundary(start).save(tmp_path)
+    restorer = Restorer.from_pretrained(tmp_path, "cpu")
+    best = restorer(image, mode="detailed", solver="ddim", start="best").pixels
+    drawn = restorer(image, mode="detailed", solver="ddim").pixels
+    assert not np.array_equal(best, drawn)
+    # The solver of an ODE draws nothing else.
+    other = restorer(image, mode="detailed", solver="ddim", start="best", seed=5).pixels
+    np.testing.assert_array_equal(best, other)
+    tiled = restorer(image, mode="detailed", solver="ddim", start="best", tile=16, tile_pad=16).pixels
+    assert np.abs(tiled.astype(int) - best).max() <= 1
+    with pytest.raises(ValueError, match="samples: expected 1 with the best start"):
+        restorer(image, samples=2, start="best")
+    with pytest.raises(ValueError, match="start: expected drawn or best"):
+        restorer(image, start="worst")

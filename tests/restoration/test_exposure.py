@@ -8,10 +8,11 @@ import torch
 
 from fewstep.restoration import Restorer
 from fewstep.restoration.degradations import LowLight
-from fewstep.restoration.exposure import exposed, exposed_picture, exposure_gamma
+from fewstep.restoration.exposure import exposed, exposure_gamma
 from fewstep.restoration.images import Picture
 from fewstep.restoration.methods.rddm import RDDM, RDDMConfig
 from fewstep.restoration.pairs import Crops
+from fewstep.restoration.preparation import Preparation
 
 
 def dark(dtype=np.uint8) -> np.ndarray:
@@ -45,7 +46,7 @@ def test_a_mean_out_of_range_is_refused(mean):
 
 def test_alpha_is_not_brightened():
     pixels = np.concatenate([dark(), np.full((40, 56, 1), 77, np.uint8)], axis=2)
-    made = exposed_picture(Picture(pixels), 0.45).pixels
+    made = Preparation(exposure=0.45).picture(Picture(pixels)).pixels
     assert (made[:, :, 3] == 77).all()
     np.testing.assert_array_equal(made[:, :, :3], exposed(pixels[:, :, :3], 0.45))
 
@@ -74,7 +75,7 @@ def test_crops_are_exposed_as_parts_of_their_photograph():
     halves = np.zeros((64, 128, 3), np.uint8)
     halves[:, :64], halves[:, 64:] = 40, 220
     plain = LowLight(power=(2.0, 2.0), gain=(0.5, 0.5), shot=0.0, read=0.0)
-    crops = Crops((halves,), plain, 16, exposure=0.45)
+    crops = Crops((halves,), plain, 16, Preparation(exposure=0.45))
     whole = exposed(plain(halves, np.random.default_rng(0)).lq, 0.45)
     expected = {40: int(whole[0, 0, 0]), 220: int(whole[0, -1, 0])}
     rng = np.random.default_rng(1)

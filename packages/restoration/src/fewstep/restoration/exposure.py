@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from .images import Picture
-
 _BINS = 4096
 _HALVINGS = 30
 
@@ -68,11 +66,3 @@ def exposed(image: np.ndarray, mean: float) -> np.ndarray:
         table = np.rint(peak * (np.arange(peak + 1) / peak) ** gamma).astype(image.dtype)
         return table[image]
     return image**gamma
-
-
-def exposed_picture(picture: Picture, mean: float) -> Picture:
-    """A photograph with its colours brightened; alpha and metadata as they are."""
-    pixels = picture.pixels.copy()
-    colours = picture.colour.shape[2]
-    pixels[:, :, :colours] = exposed(picture.colour, mean)
-    return picture.with_pixels(pixels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .data import dihedral, list_images, read_rgb, to_signed
 from .degradations import Degradation, Degraded
-from .exposure import exposed
+from .preparation import Preparation
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Crops:
         photographs: (height, width, 3) uint8 each, none smaller than a patch.
         degradation: makes the input of a crop.
         patch: side of a crop.
-        exposure: mean brightness that degraded photographs are given as a whole (None: as they are).
+        preparation: what is done to degraded photographs.
 
     Raises:
         ValueError: no photograph, or one smaller than a patch.
@@ -32,7 +32,7 @@ class Crops:
     photographs: tuple[np.ndarray, ...]
     degradation: Degradation
     patch: int
-    exposure: float | None = None
+    preparation: Preparation = field(default_factory=Preparation)
 
     def __post_init__(self) -> None:
         if not self.photographs:
@@ -42,13 +42,14 @@ class Crops:
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, Degraded]:
         """A clean crop under a symmetry of the square, and its degraded input."""
         whole = self.photographs[int(rng.integers(len(self.photographs)))]
-        if self.exposure is not None:
+        if self.preparation.exposure is not None:
             # The brightness of a crop is no measure of the photograph's.
             bad = self.degradation(whole, rng).lq
-            clean, lq = crop((whole, exposed(bad, self.exposure)), self.patch, rng)
+            clean, lq = crop((whole, self.preparation(bad)), self.patch, rng)
             return clean, Degraded(lq)
         clean = crop((whole,), self.patch, rng)[0]
-        return clean, self.degradation(clean, rng)
+        bad = self.degradation(clean, rng)
+        return clean, replace(bad, lq=self.preparation(bad.lq, bad.mask))
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from fewstep.core.devices import memory_budget
 from fewstep.core.layout import Window
 from fewstep.core.noise import NoiseField
 
+from .boundary import Boundary
 from .canvas import canvas
 from .images import Picture
 from .images.picture import convert_depth
-from .methods.base import RestorationModel
+from .methods.base import Noise, RestorationModel
 from .settings import MODES, Settings
 from .tiles import TileNoise, Tiling, crop, restore_into
 
@@ -32,6 +33,7 @@ class Passes:
         settings: what to do.
         on_progress: called as on_progress(calls done, calls in all).
         mask: (height, width) bool, True where the photograph is unknown.
+        boundary: the start of every sample (None: drawn).
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class Passes:
         settings: Settings,
         on_progress: OnProgress | None = None,
         mask: np.ndarray | None = None,
+        boundary: Boundary | None = None,
     ) -> None:
+        self.boundary = boundary
         self.model = model
         self.device = device
         self.picture = picture
@@ -103,7 +107,9 @@ class Passes:
         restore_into(target, source, function, self.tiling, self.model.scale)
 
     def _tiles(self, tiles: Tensor, places: Sequence[tuple[int, int]], seed: int) -> Tensor:
-        noise = TileNoise(NoiseField(seed, self.model.state_channels), places, self.model.state_ratio)
+        noise: Noise = TileNoise(NoiseField(seed, self.model.state_channels), places, self.model.state_ratio)
+        if self.boundary is not None:
+            noise = self.boundary.over(noise, places, self.model.state_ratio)
         restored = self.model.restore(
             tiles,
             steps=self.settings.steps,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 
 from fewstep.core.devices import pick_device, pick_dtype
 
+from .boundary import Boundary, boundary_beside
 from .consistency import Measuring, Residual, make_consistent, make_measured
-from .exposure import exposed_picture
 from .given import ImageLike, MaskLike, as_mask, as_picture
 from .images import Picture
 from .images.picture import convert_depth
@@ -63,6 +64,11 @@ class Restorer:
         """
         return cls(load_model(name), device, dtype)
 
+    @cached_property
+    def boundary(self) -> Boundary | None:
+        """The best start that ships with the model, if one does."""
+        return boundary_beside(self.model)
+
     @property
     def scale(self) -> int:
         """Enlargement of the model."""
@@ -88,6 +94,7 @@ class Restorer:
         level: float | str | None = None,
         uncertainty: bool = False,
         consistent: bool = False,
+        start: str = "drawn",
         mask: MaskLike | None = None,
         on_progress: OnProgress | None = None,
     ) -> Restored:
@@ -111,6 +118,7 @@ class Restorer:
             level: standard deviation of the noise on the scale 0 … 255, or "auto".
             uncertainty: also give the standard deviation over the samples.
             consistent: correct the result so that, degraded again, it is the photograph.
+            start: the noise of the start, "drawn" or "best".
             mask: for a model that inpaints: a file, a Pillow image or an array of the photograph's size,
                 white (or True) where it is to be filled.
             on_progress: called as on_progress(calls done, calls in all).
@@ -124,8 +132,9 @@ class Restorer:
         """
         mode = mode or ("detailed" if uncertainty else self.modes[0])
         settings = Settings(
-            mode, steps, solver, samples, average, tile, tile_pad, seed, scale, level, uncertainty, consistent
-        )
+            mode, steps, solver, samples, average, tile, tile_pad,
+            seed, scale, level, uncertainty, consistent, start,
+        )  # fmt: skip
         picture = as_picture(image)
         self._check_mask(mask is not None)
         holes = None if mask is None else as_mask(mask, picture)
@@ -157,10 +166,10 @@ class Restorer:
         start = time.perf_counter()
         if settings.level == AUTO:
             settings = replace(settings, level=estimate_level(picture))
-        if self.model.exposure is not None:
-            picture = exposed_picture(picture, self.model.exposure)
+        picture = self.model.preparation.picture(picture, mask)
         seeds = settings.seeds()
-        work = Passes(self.model, self.device, picture, settings, on_progress, mask)
+        begin = self.boundary if settings.start == "best" else None
+        work = Passes(self.model, self.device, picture, settings, on_progress, mask, begin)
         with torch.inference_mode(), self._precision():
             pixels, deviation = self._pixels(work, picture, settings)
         residuals = self._corrected(work, picture, settings, pixels) if settings.consistent else ()
@@ -226,6 +235,8 @@ class Restorer:
                 f"solver: expected one of {', '.join(self.model.solvers)}, got {settings.solver!r}"
             )
         self.model.solver_of(settings.solver)
+        if settings.start == "best" and self.boundary is None:
+            raise ValueError("start: no best start ships with this model; leave it drawn")
         if settings.level is not None and "level" not in self.model.takes:
             raise ValueError("level: this model is not told the noise level")
         if settings.level is None and self.model.needs_level:

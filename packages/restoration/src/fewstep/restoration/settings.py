@@ -8,6 +8,7 @@ from typing import TypeGuard
 # What a user asks for → the operating point of the model.
 MODES = {"faithful": "mean", "detailed": "sample"}
 AUTO = "auto"
+STARTS = ("drawn", "best")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Settings:
         uncertainty: also give the standard deviation over the samples, pixel by pixel.
         consistent: correct the result so that, degraded again, it is the photograph: reduced in size, or
             measured by compressed sensing.
+        start: the noise of the start, "drawn" or "best": the one that ships with the model, found once to be
+            good on average (optimal boundary conditions).
     """
 
     mode: str = "faithful"
@@ -44,6 +47,7 @@ class Settings:
     level: float | str | None = None
     uncertainty: bool = False
     consistent: bool = False
+    start: str = "drawn"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -60,6 +64,10 @@ class Settings:
             raise ValueError(f"samples: expected 1 to 1000, got {self.samples}")
         if self.scale is not None and not 0 < self.scale <= 64:
             raise ValueError(f"scale: expected more than 0 and at most 64, got {self.scale}")
+        if self.start not in STARTS:
+            raise ValueError(f"start: expected {' or '.join(STARTS)}, got {self.start!r}")
+        if self.start == "best" and self.samples > 1:
+            raise ValueError(f"samples: expected 1 with the best start, which is one, got {self.samples}")
         if self.uncertainty and self.samples < 2:
             raise ValueError(f"uncertainty: expected samples of at least 2, got {self.samples}")
         if self.uncertainty and self.mode != "detailed":

@@ -123,7 +123,13 @@ RECIPES = {
         batch_size=4,
     ),
     "rddm-inpaint": TaskRecipe(
-        task="inpaint", degradation={"name": "mask"}, takes=("mask",), patch=128, batch_size=4
+        task="inpaint",
+        # Of a photograph's twelve lines about five pass through a crop.
+        degradation={"name": "mask", "lines": (1, 5)},
+        method_options={"fill": True},
+        takes=("mask",),
+        patch=128,
+        batch_size=4,
     ),
     "irsde-derain": TaskRecipe(
         task="derain",

@@ -15,7 +15,6 @@ from fewstep.core.training import TrainResult
 
 from .data import list_images, read_rgb, to_signed
 from .degradations import Degradation, Degraded
-from .exposure import exposed
 from .methods.base import PathModel
 from .methods.irsde import IRSDE
 from .methods.irsde_config import IRSDEConfig
@@ -30,6 +29,8 @@ from .task_recipe import TaskRecipe
 
 # Channels of the images that a network is told before the maps: the state and the input.
 IMAGES = 6
+# Of a pixel that is not to be filled, relative to one that is.
+KNOWN_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,23 @@ class CleanError:
                 guess = denoise.given(**beside, y=y[rolled])(first, start).float()
             clean = x0.index_copy(0, rolled.nonzero()[:, 0], guess)
         x = denoise.path.corrupt(clean, t, noise, y)
-        return (denoise.given(**given, y=y)(x, t).float() - x0).abs().mean()
+        error = (denoise.given(**given, y=y)(x, t).float() - x0).abs()
+        return (weight_of(mask) * error).mean() if "mask" in self.model.takes else error.mean()
+
+
+def weight_of(mask: Tensor) -> Tensor:
+    """Weights of mean 1 of the pixels of a batch; a known pixel, which is put back, weighs `KNOWN_WEIGHT`.
+
+    Args:
+        mask: (batch, 1, h, w), 1 where unknown.
+
+    Example:
+        >>> mask = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(1, 1, 2, 2)
+        >>> [round(weight, 2) for weight in weight_of(mask).ravel().tolist()]
+        [3.08, 0.31, 0.31, 0.31]
+    """
+    weight = torch.lerp(torch.full_like(mask, KNOWN_WEIGHT), torch.ones_like(mask), mask)
+    return weight / weight.mean()
 
 
 class Held:
@@ -146,7 +163,7 @@ def restore_bytes(model: PathModel, bad: Degraded, mode: str, seed: int = 0) -> 
         (height, width, 3) uint8.
     """
     mask = None if bad.mask is None else torch.from_numpy(bad.mask)[None, None].float()
-    lq = bad.lq if model.exposure is None else exposed(bad.lq, model.exposure)
+    lq = model.preparation(bad.lq, bad.mask)
     restored = model.restore(
         to_signed(lq[None]),
         mode=mode,
@@ -272,7 +289,7 @@ def _data(
 ) -> Mixture:
     read = (read_rgb(file) for file in list_images(photographs))
     large = tuple(image for image in read if min(image.shape[:2]) >= recipe.patch)
-    crops = Crops(large, recipe.degrade(), recipe.patch, model_of(recipe).exposure)
+    crops = Crops(large, recipe.degrade(), recipe.patch, model_of(recipe).preparation)
     if pairs is None:
         return Mixture([crops])
     real = RealPairs.from_folders(*pairs, recipe.patch)

@@ -65,6 +65,9 @@ Ratio = Annotated[
 Solver = Annotated[
     str | None, typer.Option("--solver", help="Rule of the steps.", show_default="the published one")
 ]
+Start = Annotated[
+    str, typer.Option("--start", help="Noise of the start: drawn, or best, where one ships with the model.")
+]
 Samples = Annotated[int, typer.Option("--samples", min=1, max=1000, help="Samples per photograph.")]
 Average = Annotated[bool, typer.Option("--average", help="Write the mean of the samples.")]
 Uncertainty = Annotated[

@@ -45,6 +45,7 @@ def files(
     ratio: choices.Ratio = None,
     steps: Steps = None,
     solver: choices.Solver = None,
+    start: choices.Start = "drawn",
     samples: choices.Samples = 1,
     average: choices.Average = False,
     uncertainty: choices.Uncertainty = False,
@@ -87,6 +88,7 @@ def files(
             choices.level_of(sigma),
             uncertainty,
             consistent,
+            start,
         )
         request = Request(
             inputs=(*(inputs or ()), *(more_inputs or ())),

@@ -14,6 +14,7 @@ from fewstep.core.denoiser import BaseDenoiser
 from fewstep.core.run import OnStep
 from fewstep.core.sample import sample
 
+from ..preparation import Preparation
 from .padding import reflect_to_multiple
 
 MODES = ("mean", "sample")
@@ -76,9 +77,9 @@ class RestorationModel(nn.Module, Checkpoint):
         return frozenset()
 
     @property
-    def exposure(self) -> float | None:
-        """Mean brightness, on the scale 0 … 1, that a whole photograph is given before (None: as it is)."""
-        return None
+    def preparation(self) -> Preparation:
+        """What is done to a whole photograph before; `restore` expects that it has been done."""
+        return Preparation()
 
     @property
     @abstractmethod

@@ -17,6 +17,7 @@ from fewstep.core.wrapping import BaseDenoiser
 from ..nets.cache import Remembered
 from ..nets.small_unet import SmallUNet
 from ..nets.unet_res import unet_res
+from ..preparation import Preparation
 from . import rddm_sampler
 from .base import MODES, Level, Noise, PathModel, check_steps
 from .padding import reflect_to_multiple
@@ -58,8 +59,8 @@ class RDDM(PathModel):
         self._denoisers: dict[Any, Denoiser] = {}
 
     @property
-    def exposure(self) -> float | None:
-        return self.config.exposure or None
+    def preparation(self) -> Preparation:
+        return Preparation(self.config.exposure or None, self.config.fill)
 
     @property
     def takes(self) -> frozenset[str]:
@@ -186,7 +187,7 @@ class RDDM(PathModel):
         if not isinstance(self.net, SmallUNet):
             # The published mask is an image with three equal channels.
             return told if mask is None else {**told, "mask": mask.expand(-1, 3, -1, -1)}
-        if mask is not None:
+        if mask is not None and not self.config.fill:
             told = {"lq": torch.where(mask > 0.5, torch.zeros_like(lq), lq)}
         maps = told_maps(self.takes, lq, mask, level)
         return told if maps is None else {**told, "maps": maps}

@@ -52,6 +52,7 @@ class RDDMConfig:
         network_options: arguments of the network.
         padding: the input is extended by reflection to a multiple of this.
         exposure: mean brightness that a photograph is given before by a power (0: as it is).
+        fill: whether what a mask hides is filled smoothly in the whole photograph before.
         tasks: what the model was trained for.
 
     Raises:
@@ -73,6 +74,7 @@ class RDDMConfig:
     network_options: Mapping[str, Any] = field(default_factory=dict)
     padding: int = 8
     exposure: float = 0.0
+    fill: bool = False
     tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
