@@ -16,7 +16,13 @@ from fewstep.restoration.cli import app
 from fewstep.restoration.degradations import GaussianNoise, Masked
 from fewstep.restoration.pairs import Crops, Mixture, RealPairs
 from fewstep.restoration.task_recipe import RECIPES, TaskRecipe
-from fewstep.restoration.task_training import CleanError, Held, _begin_with, model_of, train_task
+from fewstep.restoration.task_training import (
+    CleanError,
+    Held,
+    _begin_with,
+    model_of,
+    train_task,
+)
 
 SMALL = TaskRecipe(
     degradation={"name": "noise", "low": 25.0, "high": 25.0},
@@ -124,7 +130,8 @@ def test_bad_arguments_are_one_sentence(arguments, words, folders, tmp_path):
     assert words in " ".join(result.output.replace("│", " ").split())
 
 
-def test_the_loss_is_the_error_of_the_estimate_at_times_that_are_visited():
+@pytest.mark.parametrize("power", [1, 2])
+def test_the_loss_is_the_error_of_the_estimate_at_times_that_are_visited(power):
     model = model_of(replace(SMALL, takes=("mask", "level")))
     asked = []
 
@@ -134,8 +141,11 @@ def test_the_loss_is_the_error_of_the_estimate_at_times_that_are_visited():
 
     crops = Crops((cut("coffee.png"),), Masked(kinds=("boxes",)), 32)
     batch = Mixture([crops]).batch(np.random.default_rng(0), 64)
-    loss = CleanError(model, 1.0, 0.5)(net, batch, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(loss, (batch["y"] - batch["x0"]).abs().mean())
+    loss = CleanError(model, 1.0, 0.5, power=power)(net, batch, torch.Generator().manual_seed(0))
+    mask = batch["mask"]
+    weight = (0.1 + 0.9 * mask) / (0.1 + 0.9 * mask).mean()
+    expected = (weight * (batch["y"] - batch["x0"]).abs() ** power).mean()
+    torch.testing.assert_close(loss, expected)
     t, maps = asked[0]
     assert set(t.tolist()) == {999.0, 799.0, 599.0, 399.0, 199.0}
     assert torch.equal(maps[:, :1], 2 * batch["mask"] - 1)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from fewstep.core.clock import spread
 from fewstep.core.flow_map import FlowMap
 from fewstep.core.objectives.distances import AbsoluteError, Distance
 from fewstep.core.objectives.trajectory.base import JumpRule, Situation, TrajectoryDistillation
-from fewstep.core.training import CosineSchedule, Trainer, TrainerConfig, TrainResult
+from fewstep.core.training import TrainResult
 
 from .data import PairedCrops, list_images
 from .distill_sr import OneCallValidation, student_batch
@@ -21,7 +22,7 @@ from .methods.resshift import ResShift
 from .methods.resshift_config import PREDICTIONS
 from .methods.tunable_resshift import Towards, TunableConfig, TunableResShift, told_of
 from .nets.edsr import ConditionalEDSR
-from .recipes import remember
+from .runs import Run
 
 
 @dataclass(frozen=True)
@@ -212,38 +213,18 @@ def distill_tunable(
         TypeError: the teacher has no ConditionalEDSR.
         ValueError: no photographs, or the folder holds a run of another recipe.
     """
-    recipe, folder = recipe or TunableRecipe(), FilePath(output)
-    remember(recipe, folder)
-    torch.manual_seed(recipe.seed)
+    recipe = recipe or TunableRecipe()
+    run = Run.begin(recipe, output, max_minutes, device)
     objective = tunable_objective(teacher, recipe)
     crops = PairedCrops.from_files(photographs, scale=teacher.scale, patch=recipe.patch)
     held = OneCallValidation.from_files(teacher, list_images(validation)[: recipe.validation_images])
-    trainer = Trainer(
-        Towards(copy.deepcopy(teacher.net).requires_grad_(True)),
-        objective,
-        lambda generator: student_batch(crops.batch(generator, recipe.batch_size)),
-        folder=folder,
-        config=TrainerConfig(
-            max_steps=recipe.max_updates,
-            max_minutes=max_minutes,
-            batch_size=recipe.batch_size,
-            precision="bf16" if recipe.precision == "bf16" else "no",
-            clip=recipe.clip,
-            ema_decays=(recipe.ema,),
-            learning_rate=recipe.learning_rate,
-            channels_last=True,
-            save_every_minutes=3.0,
-            log_every=10,
-            validate_every=recipe.validate_every,
-            seed=recipe.seed,
-            device="cpu" if device == "cpu" else "auto",
-            tensorboard=False,
-        ),
-        schedule=CosineSchedule(warmup=recipe.warmup, floor=0.01),
-        validate=TunableValidation(teacher, held),
-    )
-    result = trainer.fit()
-    if result.stopped != "interrupted":
-        averaged: Any = trainer.ema.models[recipe.ema]
-        tunable_of(teacher, averaged.net).save_pretrained(folder / "model")
-    return result
+    student = Towards(copy.deepcopy(teacher.net).requires_grad_(True))
+
+    def batch(generator: np.random.Generator, n: int) -> dict[str, Tensor]:
+        return student_batch(crops.batch(generator, n))
+
+    def save(averaged: Towards, place: FilePath) -> None:
+        tunable_of(teacher, averaged.net).save_pretrained(place)
+
+    config = run.settings(recipe.max_updates, log_every=10)
+    return run.fit(student, objective, batch, TunableValidation(teacher, held), save, config)

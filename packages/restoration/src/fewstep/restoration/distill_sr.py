@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -20,7 +20,7 @@ from fewstep.core.objectives.score.base import Judge, ScoreDistillation
 from fewstep.core.objectives.score.levels import BelowStart
 from fewstep.core.objectives.score.time_aware import PerturbedScore, TeacherRegression
 from fewstep.core.objectives.times import Uniform
-from fewstep.core.training import CosineSchedule, Trainer, TrainerConfig, TrainResult
+from fewstep.core.training import TrainResult
 
 from .data import PairedCrops, list_images, read_rgb, reduce_image
 from .methods.resshift import ResShift
@@ -28,7 +28,7 @@ from .methods.resshift_config import PREDICTIONS
 from .metrics import score, sharpness
 from .nets.edsr import ConditionalEDSR
 from .one_call import FromStart, TrunkFeatures
-from .recipes import refuse_other, remember
+from .runs import Run
 from .train import restore_bytes
 
 BETAS = (0.9, 0.99)
@@ -211,42 +211,22 @@ def distill_one_call(
         TypeError: the teacher has no ConditionalEDSR.
         ValueError: no photographs, or the folder holds a run of another recipe.
     """
-    recipe, folder = recipe or OneCallRecipe(), FilePath(output)
-    refuse_other(recipe, folder)
-    torch.manual_seed(recipe.seed)
+    recipe = recipe or OneCallRecipe()
+    run = Run.begin(recipe, output, max_minutes, device)
     objective = one_call_objective(teacher, recipe)
     crops = PairedCrops.from_files(photographs, scale=teacher.scale, patch=recipe.patch)
     held_out = OneCallValidation.from_files(teacher, list_images(validation)[: recipe.validation_images])
-    remember(recipe, folder)
     student = copy.deepcopy(teacher.net).requires_grad_(True)
     # The trainer counts the updates of judge and student, the recipe those of the student.
     turns = sum(phase.updates for phase in objective.phases())
-    trainer = Trainer(
-        student,
-        objective,
-        lambda generator: student_batch(crops.batch(generator, recipe.batch_size)),
-        folder=folder,
-        config=TrainerConfig(
-            max_steps=turns * recipe.max_updates,
-            max_minutes=max_minutes,
-            batch_size=recipe.batch_size,
-            precision="bf16" if recipe.precision == "bf16" else "no",
-            clip=recipe.clip,
-            ema_decays=(recipe.ema,),
-            learning_rate=recipe.judge_rate,
-            channels_last=True,
-            save_every_minutes=3.0,
-            log_every=50 * turns,
-            validate_every=turns * recipe.validate_every,
-            seed=recipe.seed,
-            device="cpu" if device == "cpu" else "auto",
-            tensorboard=False,
-        ),
-        schedule=CosineSchedule(warmup=recipe.warmup, floor=0.01),
-        validate=held_out,
+    config = replace(
+        run.settings(recipe.max_updates, log_every=50, turns=turns), learning_rate=recipe.judge_rate
     )
-    result = trainer.fit()
-    if result.stopped != "interrupted":
-        averaged = trainer.ema.models[recipe.ema]
-        ResShift(student_config(teacher.config), network=averaged).save_pretrained(folder / "model")
-    return result
+
+    def batch(generator: np.random.Generator, n: int) -> dict[str, Tensor]:
+        return student_batch(crops.batch(generator, n))
+
+    def save(averaged: nn.Module, place: FilePath) -> None:
+        ResShift(student_config(teacher.config), network=averaged).save_pretrained(place)
+
+    return run.fit(student, objective, batch, held_out, save, config)

@@ -10,6 +10,7 @@ from .degradations import Degradation, OneOf, degradation
 from .tasks import TASKS
 
 METHODS = ("rddm", "irsde")
+ERRORS = ("absolute", "squared")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class TaskRecipe:
         start_share: how often the start of the path is drawn, relative to each other time.
         rollout_share: of an RDDM: how often a later state is made from the network's own first prediction, as
             it is in sampling, and not from the clean image.
+        error: of an RDDM's predicted clean image, "absolute" or "squared". Squared errors gain PSNR where
+            much is uncertain, as under a mask, and suit the end of a training.
         patch: side of a training crop in pixels.
         batch_size: crops of a batch.
         learning_rate: largest rate of AdamW, under a cosine schedule.
@@ -59,7 +62,8 @@ class TaskRecipe:
     blocks: int = 2
     fold: int = 2
     start_share: float = 2.0
-    rollout_share: float = 0.75
+    rollout_share: float = 0.95
+    error: str = "absolute"
     patch: int = 96
     batch_size: int = 8
     learning_rate: float = 1e-3
@@ -77,6 +81,8 @@ class TaskRecipe:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if not set(self.tasks) <= set(TASKS):
             raise ValueError(f"task must be of {', '.join(TASKS)}, joined by '+', got {self.task!r}")
+        if self.error not in ERRORS:
+            raise ValueError(f"error must be one of {', '.join(ERRORS)}, got {self.error!r}")
         if self.method == "irsde" and "level" in self.takes:
             raise ValueError(f"takes must be without 'level' for method 'irsde', got {self.takes}")
         for name in ("level_share", "pair_share", "rollout_share"):
@@ -112,13 +118,19 @@ def _degradation(given: Mapping[str, Any]) -> Degradation:
 # The recipes of the shipped models.
 RECIPES = {
     "rddm-denoise": TaskRecipe(
-        task="denoise", degradation={"name": "noise", "low": 0.0, "high": 50.0}, takes=("level",)
+        task="denoise",
+        degradation={"name": "noise", "low": 0.0, "high": 50.0},
+        takes=("level",),
+        pair_share=0.6,
+        start_share=3.0,
+        learning_rate=7e-4,
     ),
-    "rddm-jpeg": TaskRecipe(task="jpeg", degradation={"name": "jpeg"}),
+    "rddm-jpeg": TaskRecipe(task="jpeg", degradation={"name": "jpeg"}, start_share=4.0, learning_rate=8e-4),
     "rddm-low-light": TaskRecipe(
         task="low-light",
         degradation={"name": "low_light"},
         method_options={"exposure": 0.45},
+        rollout_share=0.75,
         patch=128,
         batch_size=4,
     ),
@@ -128,6 +140,8 @@ RECIPES = {
         degradation={"name": "mask", "lines": (1, 5)},
         method_options={"fill": True},
         takes=("mask",),
+        start_share=3.0,
+        learning_rate=8e-4,
         patch=128,
         batch_size=4,
     ),

@@ -23,8 +23,7 @@ from .methods.rddm import RDDM, RDDMConfig
 from .methods.told import told_maps
 from .metrics import score, sharpness
 from .pairs import Crops, Mixture, RealPairs
-from .recipes import refuse_other, remember
-from .runs import trainer_of
+from .runs import Run
 from .task_recipe import TaskRecipe
 
 # Channels of the images that a network is told before the maps: the state and the input.
@@ -35,9 +34,9 @@ KNOWN_WEIGHT = 0.1
 
 @dataclass(frozen=True)
 class CleanError:
-    """Mean absolute error of the predicted clean image, at the times that sampling visits.
+    """Mean absolute or squared error of the predicted clean image, at the times that sampling visits.
 
-    L = E |x0_hat(x_t, t, y) − x0|,   x_t = a x + b y + sigma eps, y the degraded input and x the clean image
+    L = E |x0_hat(x_t, t, y) − x0|^p,   x_t = a x + b y + sigma eps, y the degraded input, x the clean image
     x0 or the network's prediction from the start of the path with the same eps. Where the path has little
     noise, x_t and y betray x0: a network that only ever saw the clean image there trusts its first prediction
     blindly when it samples, and makes its errors worse; one that saw its own predictions corrects them.
@@ -47,12 +46,14 @@ class CleanError:
         start_share: how often the start is drawn, relative to each other time.
         level_share: how often a known noise level is told.
         rollout_share: how often x is the network's prediction.
+        power: p, 1 or 2.
     """
 
     model: PathModel
     start_share: float
     level_share: float
     rollout_share: float = 0.0
+    power: int = 1
 
     def __call__(
         self, net: Callable[..., Tensor], batch: Mapping[str, Tensor], generator: torch.Generator
@@ -82,7 +83,7 @@ class CleanError:
                 guess = denoise.given(**beside, y=y[rolled])(first, start).float()
             clean = x0.index_copy(0, rolled.nonzero()[:, 0], guess)
         x = denoise.path.corrupt(clean, t, noise, y)
-        error = (denoise.given(**given, y=y)(x, t).float() - x0).abs()
+        error = (denoise.given(**given, y=y)(x, t).float() - x0).abs() ** self.power
         return (weight_of(mask) * error).mean() if "mask" in self.model.takes else error.mean()
 
 
@@ -206,7 +207,9 @@ def loss_of(recipe: TaskRecipe, model: RDDM | IRSDE) -> CleanError | CleanErrorO
     """What the training of a recipe's model minimises."""
     if isinstance(model, IRSDE):
         return CleanErrorOfAllTimes(model, recipe.start_share)
-    return CleanError(model, recipe.start_share, recipe.level_share, recipe.rollout_share)
+    return CleanError(
+        model, recipe.start_share, recipe.level_share, recipe.rollout_share, 1 + (recipe.error == "squared")
+    )
 
 
 def train_task(
@@ -242,9 +245,7 @@ def train_task(
         ValueError: no photographs, pairs or a start that do not fit, or the folder holds a run of another
             recipe.
     """
-    folder = Path(output)
-    refuse_other(recipe, folder)
-    torch.manual_seed(recipe.seed)
+    run = Run.begin(recipe, output, max_minutes, device)
     model = model_of(recipe)
     net = model.net
     if start is not None:
@@ -257,12 +258,11 @@ def train_task(
         real = list(zip(found.bad, found.good, strict=True))
     files = list_images(validation)[: recipe.validation_images]
     held = Held(files, own, lambda averaged: model_of(recipe, averaged), real)
-    remember(recipe, folder)
-    trainer = trainer_of(recipe, net, loss_of(recipe, model), data.batch, folder, held, max_minutes, device)
-    result = trainer.fit()
-    if result.stopped != "interrupted":
-        model_of(recipe, trainer.ema.models[recipe.ema]).save_pretrained(folder / "model")
-    return result
+
+    def save(averaged: nn.Module, place: Path) -> None:
+        model_of(recipe, averaged).save_pretrained(place)
+
+    return run.restorer(net, loss_of(recipe, model), data.batch, held, save, recipe.max_steps)
 
 
 def _begin_with(net: nn.Module, start: PathModel) -> None:

@@ -16,8 +16,7 @@ from fewstep.core.training import TrainResult
 from .data import PairedCrops, list_images, read_rgb, reduce_image, to_signed
 from .methods.resshift import ResShift, ResShiftConfig
 from .metrics import score, sharpness
-from .recipes import refuse_other, remember
-from .runs import trainer_of
+from .runs import Run
 
 
 @dataclass(frozen=True)
@@ -217,27 +216,13 @@ def train(
     Raises:
         ValueError: no photographs, or the folder holds a run of another recipe.
     """
-    folder = FilePath(output)
-    refuse_other(recipe, folder)
-    config = recipe.config()
-    torch.manual_seed(recipe.seed)
-    net = ResShift(config).net
+    run, config = Run.begin(recipe, output, max_minutes, device), recipe.config()
+    model = ResShift(config)
     crops = PairedCrops.from_files(photographs, scale=recipe.scale, patch=recipe.patch)
     held_out = Validation(list_images(validation)[: recipe.validation_images], config)
-    remember(recipe, folder)
-    path = ResShift(config).path
-    trainer = trainer_of(
-        recipe,
-        net,
-        ResShiftLoss(path, recipe.step_shares),
-        crops.batch,
-        folder,
-        held_out,
-        max_minutes,
-        device,
-    )
-    result = trainer.fit()
-    if result.stopped != "interrupted":
-        averaged = trainer.ema.models[recipe.ema]
-        ResShift(config, network=averaged).save_pretrained(folder / "model")
-    return result
+
+    def save(averaged: nn.Module, place: FilePath) -> None:
+        ResShift(config, network=averaged).save_pretrained(place)
+
+    loss = ResShiftLoss(model.path, recipe.step_shares)
+    return run.restorer(model.net, loss, crops.batch, held_out, save, recipe.max_steps)

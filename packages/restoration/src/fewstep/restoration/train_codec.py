@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.core.training import CosineSchedule, Trainer, TrainerConfig, TrainResult
+from fewstep.core.training import TrainResult
 
 from .code_stream import to_symbols
 from .data import list_images, read_rgb, to_signed
 from .methods.oscar import Oscar, OscarConfig, measure
 from .nets.code_model import CLASSES, LIMIT
 from .pairs import crop
-from .recipes import refuse_other, remember
+from .runs import Run
 
 # The slope of the uniform quantiser's distortion step²/12 against bits, at high rates: what a bit is worth.
 BIT = 12 / (2 * np.log(2))
@@ -198,9 +198,7 @@ def train_codec(
     Raises:
         ValueError: no photographs, or the folder holds a run of another recipe.
     """
-    folder = Path(output)
-    refuse_other(recipe, folder)
-    torch.manual_seed(recipe.seed)
+    run = Run.begin(recipe, output, max_minutes, device)
     images = [
         image for image in map(read_rgb, list_images(photographs)) if min(image.shape[:2]) >= recipe.patch
     ]
@@ -211,35 +209,10 @@ def train_codec(
     measure_times(model, measured)
     crops = CodecCrops(images, model.config.steps, recipe.patch)
     held = CodecValidation([read_rgb(file) for file in list_images(validation)[: recipe.validation_images]])
-    remember(recipe, folder)
-    trainer = Trainer(
-        model,
-        rate_distortion,
-        lambda generator: crops.batch(generator, recipe.batch_size),
-        folder=folder,
-        config=TrainerConfig(
-            max_steps=recipe.max_steps,
-            max_minutes=max_minutes,
-            batch_size=recipe.batch_size,
-            precision="bf16" if recipe.precision == "bf16" else "no",
-            clip=recipe.clip,
-            ema_decays=(recipe.ema,),
-            learning_rate=recipe.learning_rate,
-            weight_decay=0.0,
-            channels_last=True,
-            save_every_minutes=3.0,
-            log_every=50,
-            validate_every=recipe.validate_every,
-            seed=recipe.seed,
-            device="cpu" if device == "cpu" else "auto",
-            tensorboard=False,
-        ),
-        schedule=CosineSchedule(warmup=recipe.warmup, floor=0.01),
-        validate=held,
-    )
-    result = trainer.fit()
-    if result.stopped != "interrupted":
-        averaged: Any = trainer.ema.models[recipe.ema].cpu()
-        count_indices(averaged, measured)
-        averaged.save_pretrained(folder / "model", dtype=torch.float16)
-    return result
+
+    def save(averaged: Oscar, place: Path) -> None:
+        count_indices(averaged.cpu(), measured)
+        averaged.save_pretrained(place, dtype=torch.float16)
+
+    config = run.settings(recipe.max_steps, log_every=50)
+    return run.fit(model, rate_distortion, crops.batch, held, save, config)

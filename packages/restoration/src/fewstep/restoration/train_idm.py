@@ -18,8 +18,7 @@ from .data import dihedral, list_images, read_rgb
 from .methods.base import check_name
 from .methods.idm import IDM, MEMORY, IDMConfig
 from .metrics import luma_full, score
-from .recipes import remember
-from .runs import trainer_of
+from .runs import Run
 
 
 @dataclass(frozen=True)
@@ -253,20 +252,11 @@ def train_idm(
     Raises:
         ValueError: no photographs, or the folder holds a run of another recipe.
     """
-    folder = Path(output)
-    config = recipe.config()
+    run, config = Run.begin(recipe, output, max_minutes, device), recipe.config()
+    model = IDM(config)
     crops = LumaCrops.from_files(photographs, recipe.patch)
     held_out = Validation(list_images(validation)[: recipe.validation_images], config)
-    remember(recipe, folder)
-    torch.manual_seed(recipe.seed)
-    model = IDM(config)
     loss = ReconstructionLoss(config, recipe.memory)
-    trainer = trainer_of(
-        recipe, model, loss, crops.batch, folder, held_out, max_minutes, device, log_every=50
+    return run.restorer(
+        model, loss, crops.batch, held_out, IDM.save_pretrained, recipe.max_steps, log_every=50
     )
-    result = trainer.fit()
-    if result.stopped != "interrupted":
-        averaged = trainer.ema.models[recipe.ema]
-        assert isinstance(averaged, IDM)
-        averaged.save_pretrained(folder / "model")
-    return result
