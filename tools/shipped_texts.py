@@ -71,7 +71,8 @@ TEXTS = {
         f"RDDM that removes the artefacts of strong JPEG compression. {NETWORK}. " + FAITHFUL,
         f"{BSDS}, compressed as JPEG of quality 10 to 60",
         "JPEG artefacts that were enlarged or shifted after the compression are removed in part. " + INVENTS,
-        _command("rddm-jpeg", "jpeg", " --start rddm-denoise"),
+        _command("rddm-jpeg", "jpeg", " --start FIRST")
+        + ", where FIRST is an RDDM for rain and JPEG, trained for 35 minutes from an RDDM for noise",
     ),
     "rddm-low-light": Texts(
         f"RDDM that brightens photographs taken in the dark and removes their noise. {NETWORK}. Inputs are "
@@ -87,7 +88,9 @@ TEXTS = {
         f"{BSDS} under random masks",
         "Made for scratches, text and small holes; holes wider than what the network sees around them are "
         "filled with smooth colour. What is filled is not evidence of what was there.",
-        _command("rddm-inpaint", "inpaint", " --start rddm-denoise"),
+        _command("rddm-inpaint", "inpaint", " --start FIRST")
+        + ", with error squared, learning_rate 5e-4, start_share 4; FIRST is the recipe's model, begun "
+        "with rddm-denoise and trained for 45 minutes",
     ),
     "irsde-derain": Texts(
         "IR-SDE that removes streaks of rain; MR-sampler's steps make ten calls do. A U-Net of three levels "

@@ -14,22 +14,22 @@ import numpy as np
 from PIL import Image
 
 from fewstep.restoration import Restored, Restorer
+from fewstep.restoration.given import as_mask
 from fewstep.restoration.images import ImageError, Picture, read
-from fewstep.restoration.quality import uncertainty_picture
 from fewstep.restoration.result_names import SUFFIXES
 
-from .models import Models
+from .models import Abilities, Models
+from .shown import Shown, facts, reduced, shown_of, size
 
 MAX_MEGAPIXELS = 50.0
 MAX_PHOTOS = 50
-PREVIEW = 1600
 # Further photographs of a batch are in the ZIP; a browser need not hold them all.
 SHOWN = 12
 SAME = "as uploaded"
 FORMATS = {SAME: "", "PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif"}
 SIGMAS = ("not known", "estimated", "given")
-
-Pair = tuple[Image.Image, Image.Image]
+PAINT = (255, 45, 140)
+UNPAINTED = "Nothing is painted yet: paint over what is to be filled, or upload a mask."
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ class Choices:
 
     def options(self, restorer: Restorer) -> dict[str, Any]:
         """Arguments of a call of the restorer."""
-        detailed = self.mode == "detailed"
-        samples = int(self.samples) if detailed else 1
+        able, detailed = Abilities.of(restorer), self.mode == "detailed"
+        samples = int(self.samples) if detailed and able.draws else 1
         level = {"estimated": "auto", "given": self.sigma}.get(self.sigma_known)
         return {
             "mode": self.mode,
-            "steps": int(self.steps) if detailed else None,
+            "steps": int(self.steps) if detailed and able.fewer else None,
             "samples": samples,
             "average": self.average and samples > 1,
             "uncertainty": self.uncertainty and samples > 1,
             "seed": int(self.seed),
-            "level": level if "level" in restorer.model.takes else None,
+            "level": level if able.level else None,
         }
 
 
@@ -90,26 +90,49 @@ class App:
     models: Models
     results: Path
 
-    def check(self, uploads: Sequence[str] | None) -> str:
+    def able(self, task: str) -> Abilities:
+        """What can be set for the model of a task."""
+        return Abilities.of(self.models[task])
+
+    def check(self, uploads: Sequence[str] | None, task: str) -> str:
         """Say what was uploaded, or in one sentence what is wrong with it."""
         if not uploads:
             return ""
         if len(uploads) > MAX_PHOTOS:
             raise gr.Error(f"At most {MAX_PHOTOS} photographs at a time.", print_exception=False)
+        if len(uploads) > 1 and self.able(task).mask:
+            raise gr.Error("A mask is painted for one photograph: choose only one.", print_exception=False)
         pictures = [(_read(upload), Path(upload).name) for upload in uploads]
         if len(pictures) > 1:
             return f"{len(pictures)} photographs."
         picture = pictures[0][0]
         notes = "".join(f" It {note}." for note in picture.notes)
-        return html.escape(f"{_size(picture)} pixels.{notes}")
+        return html.escape(f"{size(picture)} pixels.{notes}")
 
-    def canvas(self, uploads: Sequence[str] | None, task: str) -> dict[str, Any] | None:
+    def canvas(self, uploads: Sequence[str]) -> dict[str, Any]:
         """What the mask is painted on: the photograph as large as a browser paints quickly."""
-        if not uploads or "mask" not in self.models[task].model.takes:
-            return None
-        image = _read(uploads[0]).to_pil().convert("RGB")
-        image.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
-        return {"background": image, "layers": [], "composite": None}
+        return _canvas(_read(uploads[0]), [])
+
+    def masked(self, uploads: Sequence[str] | None, file: str) -> dict[str, Any]:
+        """The canvas with what a mask file marks as if painted, so that it can be seen and changed."""
+        if not uploads:
+            raise gr.Error("Choose a photograph first.", print_exception=False)
+        picture = _read(uploads[0])
+        with _one_sentence():
+            marked = as_mask(_read(file), picture)
+        layer = np.zeros((*marked.shape, 4), np.uint8)
+        layer[marked] = (*PAINT, 255)
+        return _canvas(picture, [reduced(Image.fromarray(layer))])
+
+    def painted(self, value: dict[str, Any] | None) -> str:
+        """Say how much of the photograph is painted, of what has arrived here."""
+        if not value or value["background"] is None:
+            return ""
+        try:
+            marked = painted_mask(value, value["background"].size)
+        except ValueError:
+            return UNPAINTED
+        return f"**{100 * marked.mean():.2g} %** of the photograph is to be filled."
 
     def restore(
         self,
@@ -117,39 +140,38 @@ class App:
         painted: dict[str, Any] | None,
         *chosen: Any,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio finds its bar by this default
-    ) -> tuple[list[Pair], str, Path, Image.Image | None]:
+    ) -> tuple[list[Shown], str, Path]:
         """Restore the photographs.
 
         Returns:
-            (before, after) of each sample or photograph, as large as a browser shows quickly; a line of
-            facts; the file; a map of where the samples differ.
+            What is shown of each sample of each photograph; a line of facts; the file.
         """
         choices = Choices(*chosen)
         if not uploads:
             raise gr.Error("Choose a photograph first.", print_exception=False)
         restorer = self.models[choices.task]
         with _one_sentence():
-            if len(uploads) > 1 and "mask" in restorer.model.takes:
-                raise ValueError("A mask is painted for one photograph: choose only one.")
             # One run at a time: what the last one left has been handed out.
             shutil.rmtree(self.results, ignore_errors=True)
             self.results.mkdir(parents=True)
-            pairs, files, facts, deviation = [], [], [], None
+            shown, files, lines = [], [], []
             for number, upload in enumerate(uploads):
                 picture = _read(upload)
                 told = _progress(progress, number, len(uploads))
                 mask = None
-                if "mask" in restorer.model.takes:
+                if Abilities.of(restorer).mask:
                     mask = painted_mask(painted, (picture.width, picture.height))
                 result = restorer(picture, mask=mask, on_progress=told, **choices.options(restorer))
                 files += self._write(result, Path(upload), choices, restorer)
-                if len(pairs) < SHOWN:
-                    pairs += _pairs(picture, result)
-                facts.append(_facts(picture, result))
-                deviation = result.deviation if number == 0 else deviation
+                name = Path(upload).name if len(uploads) > 1 else ""
+                if number < SHOWN:
+                    shown += shown_of(name, picture, result)
+                    lines.append(
+                        f"{html.escape(name)}: {facts(picture, result)}" if name else facts(picture, result)
+                    )
             file = files[0] if len(files) == 1 else self._packed(files, uploads, choices, restorer)
-        line = f"{'; '.join(facts[:SHOWN])}; {html.escape(file.name)}, {file.stat().st_size / 1e6:.1f} MB"
-        return pairs, line, file, None if deviation is None else _map(deviation)
+        lines.append(f"{html.escape(file.name)}, {file.stat().st_size / 1e6:.1f} MB")
+        return shown, "<br>".join(lines) if len(uploads) > 1 else "; ".join(lines), file
 
     def _write(self, result: Restored, upload: Path, choices: Choices, restorer: Restorer) -> list[Path]:
         name = f"{upload.stem}{_suffix(choices.task, restorer)}"
@@ -196,6 +218,11 @@ def painted_mask(painted: dict[str, Any] | None, size: tuple[int, int]) -> np.nd
     return marked
 
 
+def _canvas(picture: Picture, layers: list[Image.Image]) -> dict[str, Any]:
+    """Value of the editor."""
+    return {"background": reduced(picture.to_pil().convert("RGB")), "layers": layers, "composite": None}
+
+
 def _suffix(task: str, restorer: Restorer) -> str:
     return SUFFIXES.get(task, f"_x{restorer.scale}")
 
@@ -220,29 +247,3 @@ def _one_sentence() -> Iterator[None]:
         # The message is shown as HTML and holds a file name that somebody else chose.
         message = html.escape(str(error)) or "There is not enough memory."
         raise gr.Error(message, print_exception=False) from error
-
-
-def _size(picture: Picture) -> str:
-    return f"{picture.width} × {picture.height}"
-
-
-def _map(deviation: np.ndarray) -> Image.Image:
-    image = uncertainty_picture(deviation, floating=False)[0].to_pil()
-    image.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
-    return image
-
-
-def _pairs(before: Picture, result: Restored) -> list[Pair]:
-    afters = [picture.to_pil() for picture in result.pictures]
-    for after in afters:
-        after.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
-    enlarged = before.to_pil().resize(afters[0].size, Image.Resampling.BICUBIC)
-    return [(enlarged, after) for after in afters]
-
-
-def _facts(before: Picture, result: Restored) -> str:
-    level = "" if result.level is None else f", noise {result.level:.1f}"
-    return (
-        f"{_size(before)} → **{_size(result.picture)}** in {result.seconds:.1f} s, "
-        f"{result.calls} network calls{level}"
-    )

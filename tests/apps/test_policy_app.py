@@ -1,14 +1,8 @@
 """The policy app in a real browser: watch, compare, take over; and what it says to what it cannot do."""
 
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -17,10 +11,10 @@ import numpy as np
 import pytest
 from tests.policy.tiny_policy import saved_policy
 
+from fewstep.policy.demonstrations import read_demonstrations
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-ROOT = Path(__file__).parents[2]
 
 gradio = pytest.importorskip("gradio", reason="the apps need gradio")
 pytest.importorskip("gym_pusht", reason="pip install 'fewstep-policy[envs]'")
@@ -32,37 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The app as users start it, on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("app") / "log.txt"
-    command = [sys.executable, "-m", "apps.policy", "--model", str(folder), "--port", str(port)]
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("gradio"))}
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [*command, "--device", "cpu"], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment
-        )
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        _wait_until_it_answers(url, server, log)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def _wait_until_it_answers(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        if server.poll() is not None:
-            pytest.fail(f"the app ended with code {server.returncode}:\n{log.read_text()}")
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.2)
-    pytest.fail(f"the app did not answer:\n{log.read_text()}")
+def address(folder: Path, serve: Callable[..., str]) -> str:
+    return serve("apps.policy", "--model", str(folder))
 
 
 @pytest.fixture
@@ -170,6 +135,11 @@ def test_the_mouse_takes_over_and_lets_go(page: "Page", tmp_path: Path) -> None:
     page.locator("#goes-on input").uncheck()
     page.click("#hand-save")
     assert len(frames_of(saved(page, "#hand-download", tmp_path))) > step
+    page.click("#hand-keep")
+    file = saved(page, "#hand-demonstrations", tmp_path)
+    shutil.unpack_archive(file, tmp_path / "kept")
+    kept = read_demonstrations(tmp_path / "kept" / "demonstrations")
+    assert (kept.steps, int(kept.arrays["by_hand"].sum())) == _counted(page)
 
 
 def _counted(page: "Page") -> tuple[int, int]:
@@ -229,6 +199,46 @@ def test_what_the_mouse_does_to_the_state(folder: Path, tmp_path: Path) -> None:
     assert session.closed
     assert app.tick(session, "0.5,0.5", True)[2].active is False
     again.close()
+
+
+def test_kept_episodes_are_demonstrations(folder: Path, tmp_path: Path) -> None:
+    """What is kept is what was seen and done; what was learned from must not be tested on."""
+    from apps.policy.app import App
+    from apps.policy.demonstrations import Demonstrations
+    from apps.policy.models import Models
+
+    app = App(Models([str(folder)], device="cpu"), tmp_path / "results")
+    kept = Demonstrations()
+    for words, session in (
+        ("Begin an episode first", None),
+        ("Nothing has happened yet", app.begin(None, "tiny-policy", 1, 5)[0]),
+        ("are for tests", app.begin(None, "tiny-policy", 1, 100_000)[0]),
+    ):
+        if session is not None and session.seed == 100_000:
+            app.tick(session, "0.5,0.5", False)
+        with pytest.raises(gradio.Error, match=words):
+            app.keep(session, kept)
+    assert len(kept) == 0
+    first, _, _ = app.begin(None, "tiny-policy", 1, 5)
+    for held in ("0.2,0.2", "0.25,0.5", ""):
+        app.tick(first, held, True)
+    app.keep(first, kept)
+    app.tick(first, "", True)
+    app.keep(first, kept)
+    assert len(kept) == 1, "an episode that has grown counts once"
+    second, _, _ = app.begin(first, "tiny-policy", 1, 6)
+    app.tick(second, "1,1", False)
+    _, offered = app.keep(second, kept)
+    assert offered["label"] == "Download 2 demonstrations"
+    shutil.unpack_archive(offered["value"], tmp_path / "kept")
+    for name in ("demonstrations", "demonstrations.npz"):
+        episodes = read_demonstrations(tmp_path / "kept" / name)
+        assert episodes.lengths.tolist() == [4, 1]
+        assert episodes.arrays["by_hand"].tolist() == [True, True, False, False, True]
+        np.testing.assert_allclose(episodes.arrays["action"][[0, 4]], [[102.4, 102.4], [512, 512]], rtol=1e-6)
+        assert episodes.fps == 10
+    app.leave(second)
+    assert list((tmp_path / "results").iterdir()) == []
 
 
 def test_nothing_ships_and_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

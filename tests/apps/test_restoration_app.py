@@ -1,14 +1,7 @@
 """The restoration app in a real browser: upload, run, look, download; and what it says to a wrong file."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -21,41 +14,12 @@ from PIL import Image
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-ROOT = Path(__file__).parents[2]
-
 gradio = pytest.importorskip("gradio", reason="the apps need gradio")
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The app as users start it, on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("app") / "log.txt"
-    command = [sys.executable, "-m", "apps.restoration", "--port", str(port), "--device", "cpu"]
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("gradio"))}
-    with log.open("w") as output:
-        server = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        _wait_until_it_answers(url, server, log)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def _wait_until_it_answers(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        if server.poll() is not None:
-            pytest.fail(f"the app ended with code {server.returncode}:\n{log.read_text()}")
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.2)
-    pytest.fail(f"the app did not answer:\n{log.read_text()}")
+def address(serve: Callable[..., str]) -> str:
+    return serve("apps.restoration")
 
 
 @pytest.fixture
@@ -183,7 +147,7 @@ def test_a_file_name_is_text_and_not_markup(tmp_path: Path) -> None:
     wrong.write_text("not a picture")
     app = App(Models("cpu", "resshift-x4"), tmp_path)
     with pytest.raises(gradio.Error) as caught:
-        app.check([str(wrong)])
+        app.check([str(wrong)], "super-resolution")
     assert caught.value.message.startswith("&lt;b onclick=steal()&gt;.png: is not")
 
 
