@@ -230,6 +230,7 @@ def train_idm(
     photographs: str | Path,
     validation: str | Path,
     output: str | Path,
+    start: IDM | None = None,
     max_minutes: float | None = None,
     device: str = "auto",
 ) -> TrainResult:
@@ -243,6 +244,7 @@ def train_idm(
         photographs: folder of training photographs.
         validation: folder of photographs that are never trained on.
         output: folder of the run.
+        start: model whose weights are begun with, of any ratio and number of steps.
         max_minutes: minutes of training over all parts of the run, by which the learning rate anneals.
         device: "auto" or "cpu".
 
@@ -250,13 +252,48 @@ def train_idm(
         How the run ended.
 
     Raises:
-        ValueError: no photographs, or the folder holds a run of another recipe.
+        ValueError: no photographs, a start of another network, or the folder holds a run of another recipe.
     """
     run, config = Run.begin(recipe, output, max_minutes, device), recipe.config()
     model = IDM(config)
+    if start is not None:
+        begin_with(model, start)
     crops = LumaCrops.from_files(photographs, recipe.patch)
     held_out = Validation(list_images(validation)[: recipe.validation_images], config)
     loss = ReconstructionLoss(config, recipe.memory)
     return run.restorer(
         model, loss, crops.batch, held_out, IDM.save_pretrained, recipe.max_steps, log_every=50
     )
+
+
+def begin_with(model: IDM, start: IDM) -> None:
+    """Give a model another one's weights.
+
+    What belongs to a single step is taken from the step of the start that lies where it lies on the way; the
+    noise levels go down as the start's do, in more or fewer steps.
+
+    Args:
+        model: is written to.
+        start: with the same network, of any number of steps.
+
+    Raises:
+        ValueError: another network.
+    """
+    given, wanted = dict(start.state_dict()), model.state_dict()
+    count, before = model.config.steps, start.config.steps
+
+    def source(name: str) -> str:
+        parts = name.split(".")
+        for place, word in enumerate(parts[:-1]):
+            # `body.0` is the first step, `f2i.0` and `i2f.0` are the last one's.
+            if word in ("body", "f2i", "i2f"):
+                parts[place + 1] = str(int(parts[place + 1]) * before // count)
+        return ".".join(parts)
+
+    weights = {name: given.get(source(name)) for name in wanted if name != "alpha"}
+    if any(value is None or value.shape != wanted[name].shape for name, value in weights.items()):
+        raise ValueError("start: its network is not that of the recipe")
+    # One step of the start becomes count / before steps: their levels multiply to its own.
+    at = torch.arange(count) * before // count
+    weights["alpha"] = given["alpha"][at].clamp(min=0) ** (before / count)
+    model.load_state_dict(weights)
