@@ -1,6 +1,5 @@
 """What the page's buttons do: watch an episode, compare numbers of calls, take over with the mouse."""
 
-import base64
 import html
 import shutil
 import threading
@@ -17,10 +16,11 @@ import gradio as gr
 import numpy as np
 
 from fewstep.policy.live import LiveEpisode
-from fewstep.policy.results import Episode
 from fewstep.policy.rollouts import side_by_side
 from fewstep.policy.video import write_film
 
+from .demonstrations import Demonstrations
+from .markup import Shown, calls_text, facts, picture, row, table
 from .models import Models, Offered
 from .takeover import Session, encoded
 
@@ -29,21 +29,10 @@ MAX_STEPS = 1000
 SIDES = (256, 384, 512)
 MAX_COMPARED = 4
 MAX_SESSIONS = 16
-COLUMNS = ("policy", "calls", "score", "solved", "steps", "ms per action", "Hz")
 # Browsers show no more, and a long episode should not wait for its pictures.
 _SECONDS_BETWEEN_PICTURES = 0.06
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Shown:
-    """An episode that was watched to its end."""
-
-    frames: np.ndarray
-    episode: Episode
-    seconds_per_action: float
-    fps: float
 
 
 @dataclass(frozen=True)
@@ -103,18 +92,18 @@ class App:
                 _, seed, side, most = self._checked(offered.name, seed, SIDES[0], most)
                 for now in self._episode(offered, calls, seed, side, most):
                     if isinstance(now, str):
-                        yield now, hidden[0], _table(rows), hidden[1]
+                        yield now, hidden[0], table(rows), hidden[1]
                     else:
                         shown.append(now)
-                        rows.append(_row(offered, calls, now))
+                        rows.append(row(offered, calls, now))
             captions = [
-                f"{offered.name}: {_calls(calls)}, {now.episode.score:.2f}"
+                f"{offered.name}: {calls_text(calls)}, {now.episode.score:.2f}"
                 for (offered, calls), now in zip(chosen, shown, strict=True)
             ]
             frames = side_by_side([now.frames for now in shown], captions)
             film = self._film(f"{environment}-seed-{seed}-compared.mp4", frames, shown[0].fps)
             done = gr.update(visible=True, value=str(film)), gr.update(interactive=True, value=str(film))
-            yield "", done[0], _table(rows), done[1]
+            yield "", done[0], table(rows), done[1]
 
     def begin(self, before: Session | None, name: str, calls: int, seed: int) -> tuple[Session, str, str]:
         """Start an episode in which the visitor may take over.
@@ -127,7 +116,7 @@ class App:
             if offered.spec.picture_span is None:
                 raise ValueError("Only where actions are positions in the picture can the mouse act.")
             if before is not None:
-                before.close()
+                self.leave(before)
             if sum(not other.closed for other in self.sessions) >= MAX_SESSIONS:
                 raise ValueError(f"{MAX_SESSIONS} visitors are at it already; try again later.")
             session = Session(offered, self.models.policy(name, int(calls)), seed)
@@ -147,24 +136,43 @@ class App:
                 return gr.skip(), gr.skip(), gr.skip()
         return picture(session.film[-1]), session.facts(), gr.Timer(active=session.running)
 
-    def keep(self, session: Session | None) -> dict:
+    def film(self, session: Session | None) -> dict:
         """The visitor's episode so far as a film."""
         with _one_sentence():
             if session is None:
                 raise ValueError("Begin an episode first.")
             name = f"{session.spec.name}-seed-{session.seed}-by-hand.mp4"
-            film = self._film(name, session.frames(), session.spec.fps, "by-hand")
+            film = self._film(name, session.frames(), session.spec.fps, session.own_folder)
         return gr.update(interactive=True, value=str(film))
+
+    def keep(self, session: Session | None, kept: Demonstrations) -> tuple[Demonstrations, dict]:
+        """Keep the visitor's episode as a demonstration.
+
+        Returns:
+            All that are kept; a zip of them to be downloaded.
+        """
+        with _one_sentence():
+            if session is None:
+                raise ValueError("Begin an episode first.")
+            kept.keep(session)
+            file = kept.archive(self.results / session.own_folder / f"{session.spec.name}-demonstrations.zip")
+        episodes = "1 demonstration" if len(kept) == 1 else f"{len(kept)} demonstrations"
+        return kept, gr.update(interactive=True, value=str(file), label=f"Download {episodes}")
 
     def compared(self, environment: str) -> list[str]:
         """What can be compared in an environment: names with numbers of calls."""
         offered = [self.models[name] for name in self.models.names(environment)]
-        return [f"{one.name}: {_calls(calls)}" for one in offered for calls in one.calls]
+        return [f"{one.name}: {calls_text(calls)}" for one in offered for calls in one.calls]
+
+    def leave(self, session: Session) -> None:
+        """End a visitor's episode; what was made of it goes away."""
+        session.close()
+        shutil.rmtree(self.results / session.own_folder, ignore_errors=True)
 
     def _entry(self, entry: str, environment: str) -> tuple[Offered, int]:
         for name in self.models.names(environment):
             for calls in self.models[name].calls:
-                if entry == f"{name}: {_calls(calls)}":
+                if entry == f"{name}: {calls_text(calls)}":
                     return self.models[name], calls
         raise ValueError("Choose what is offered.")
 
@@ -182,7 +190,7 @@ class App:
                     frames.append(frame)
                     if time.monotonic() - last > _SECONDS_BETWEEN_PICTURES:
                         last = time.monotonic()
-                        line = f"{offered.name}, {_calls(calls)}: step {live.steps} of {limit}"
+                        line = f"{offered.name}, {calls_text(calls)}: step {live.steps} of {limit}"
                         yield picture(encoded(frame), line, live.steps / limit)
                 yield Shown(np.stack(frames), live.episode(), live.seconds_per_action, offered.spec.fps)
 
@@ -208,54 +216,6 @@ class App:
         folder = self.results / kind
         folder.mkdir(parents=True, exist_ok=True)
         return write_film(folder / name, frames, fps)
-
-
-def picture(encoded_frame: bytes, line: str = "", share: float | None = None) -> str:
-    """A picture as markup that needs no file, with a bar under it.
-
-    Args:
-        encoded_frame: JPEG.
-        line: under the picture.
-        share: of the bar.
-    """
-    data = base64.b64encode(encoded_frame).decode()
-    bar = "" if share is None else f'<progress max="1" value="{share:.3f}"></progress>'
-    text = f"<span>{html.escape(line)}</span>" if line else ""
-    return f'<img draggable="false" alt="the environment now" src="data:image/jpeg;base64,{data}">{bar}{text}'
-
-
-def facts(shown: Shown) -> str:
-    """One line about an episode."""
-    episode = shown.episode
-    solved = "" if episode.success is None else (", solved" if episode.success else ", not solved")
-    line = f"score **{episode.score:.3f}**{solved}, {episode.length} steps; {_speed(shown)}"
-    return f"{line}; {html.escape(episode.problem)}" if episode.problem else line
-
-
-def _speed(shown: Shown) -> str:
-    seconds = shown.seconds_per_action
-    return f"{1000 * seconds:.2f} ms per action, {1 / seconds:.0f} Hz" if seconds else "no action"
-
-
-def _row(offered: Offered, calls: int, shown: Shown) -> list[Any]:
-    episode, seconds = shown.episode, shown.seconds_per_action
-    solved = {None: "–", True: "yes", False: "no"}[episode.success]
-    numbers = [round(1000 * seconds, 2), round(1 / seconds) if seconds else 0]
-    return [offered.name, calls, round(episode.score, 3), solved, episode.length, *numbers]
-
-
-def _table(rows: Sequence[Sequence[Any]]) -> str:
-    """Rows as markup."""
-    if not rows:
-        return ""
-    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
-    cells = ["".join(f"<td>{html.escape(str(value))}</td>" for value in row) for row in rows]
-    body = "".join(f"<tr>{row}</tr>" for row in cells)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _calls(number: int) -> str:
-    return "1 call" if number == 1 else f"{number} calls"
 
 
 def _in_one_thread(make: Callable[[], Iterator[Item]]) -> Iterator[Item]:

@@ -12,19 +12,26 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import gradio as gr
 
 from .app import MAX_SEED, MAX_SESSIONS, MAX_STEPS, SIDES, App
+from .demonstrations import Demonstrations
 from .models import Models
-from .takeover import Session
 
 # By name only: gradio turns plain strings into fonts that it fetches from elsewhere.
 FONTS = [gr.themes.Font(name) for name in ("ui-sans-serif", "system-ui", "sans-serif")]
 STYLE = """
-.gradio-container { max-width: 1180px !important; }
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 #title h1 { margin-bottom: 0; letter-spacing: -.02em; }
 .now img { width: 100%; max-width: 512px; border-radius: 6px; display: block; }
-.now progress { width: 100%; max-width: 512px; display: block; margin-top: 6px; }
+.now progress { width: 100%; max-width: 512px; height: 6px; display: block; margin: 8px 0 4px; border: 0;
+    border-radius: 3px; overflow: hidden; appearance: none; background: var(--border-color-primary); }
+.now progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.now progress::-webkit-progress-value { background: var(--color-accent); }
+.now progress::-moz-progress-bar { background: var(--color-accent); }
+#watch-film { max-width: 512px; align-self: flex-start; }
+@media (max-width: 640px) { .pictures { order: -1; } }
 #table img { cursor: crosshair; touch-action: none; user-select: none; }
-#compare-table table { border-collapse: collapse; }
-#compare-table th, #compare-table td { padding: 4px 14px 4px 0; text-align: left; }
+#compare-table :is(table, tr) { border-collapse: collapse; border: 0; }
+#compare-table :is(th, td) { padding: 5px 22px 5px 0; text-align: left; border: 0;
+    border-bottom: 1px solid var(--border-color-primary); }
 footer { display: none !important; }
 """
 LEAD = """# Watch a policy act
@@ -92,9 +99,9 @@ def _watch_tab(app: App, environment: gr.Dropdown) -> None:
             side = gr.Dropdown(list(SIDES), value=SIDES[1], label="Side of the picture")
             most = _most("watch-most")
             start = gr.Button("Run an episode", variant="primary", elem_id="watch-start")
-        with gr.Column(scale=2):
+        with gr.Column(scale=2, elem_classes="pictures"):
             now = gr.HTML(elem_id="watch-now", elem_classes="now")
-            film = gr.Video(visible=False, autoplay=True, loop=True, label="Film", elem_id="watch-film")
+            film = gr.Video(visible=False, autoplay=True, loop=True, show_label=False, elem_id="watch-film")
             line = gr.Markdown(elem_id="watch-facts")
             download = gr.DownloadButton("Download the film", interactive=False, elem_id="watch-download")
     environment.change(lambda chosen: _names(app, chosen), environment, name)
@@ -115,7 +122,7 @@ def _compare_tab(app: App, environment: gr.Dropdown) -> None:
         seed, most = _seed("compare-seed"), _most("compare-most")
     start = gr.Button("Run them", variant="primary", elem_id="compare-start")
     now = gr.HTML(elem_id="compare-now", elem_classes="now")
-    film = gr.Video(visible=False, autoplay=True, loop=True, label="Side by side", elem_id="compare-film")
+    film = gr.Video(visible=False, autoplay=True, loop=True, show_label=False, elem_id="compare-film")
     table = gr.HTML(elem_id="compare-table")
     download = gr.DownloadButton("Download the film", interactive=False, elem_id="compare-download")
 
@@ -139,23 +146,32 @@ def _take_over_tab(app: App) -> None:
     if not tables:
         gr.Markdown("None of the policies is for Push-T, where the mouse can act.")
         return
-    session = gr.State(None, time_to_live=1800, delete_callback=_leave)
+    session = gr.State(
+        None, time_to_live=1800, delete_callback=lambda last: None if last is None else app.leave(last)
+    )
+    kept = gr.State(Demonstrations, time_to_live=1800)
     held = gr.Textbox("", visible=False)
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             name = gr.Dropdown(tables, value=tables[0], label="Policy", elem_id="hand-policy")
             one = app.models[tables[0]]
             calls = gr.Dropdown(list(one.calls), value=one.own_calls, label="Network calls")
-            seed = _seed("hand-seed")
+            # Below those of tests: what is shown here may be learned from.
+            seed = _seed("hand-seed", 0)
             goes_on = gr.Checkbox(True, label="The policy acts while the mouse is up", elem_id="goes-on")
-            start = gr.Button("Begin anew", variant="primary", elem_id="hand-start")
+            start = gr.Button("Begin an episode", variant="primary", elem_id="hand-start")
             gr.Markdown(
-                "Press the mouse on the table and drag: the disc follows. Let go: the policy goes on."
+                "Press the mouse on the table and drag: the disc follows. Let go: the policy goes on. "
+                "`fewstep policy finetune` learns from the episodes that you keep."
+            )
+            keep = gr.Button("Keep it as a demonstration", elem_id="hand-keep")
+            demonstrations = gr.DownloadButton(
+                "Download the demonstrations", interactive=False, elem_id="hand-demonstrations"
             )
             save = gr.Button("Make a film of it", elem_id="hand-save")
             download = gr.DownloadButton("Download the film", interactive=False, elem_id="hand-download")
-        with gr.Column(scale=2):
-            now = gr.HTML(elem_id="table", elem_classes="now")
+        with gr.Column(scale=2, elem_classes="pictures"):
+            now = gr.HTML("The table appears here.", elem_id="table", elem_classes="now")
             line = gr.Markdown(elem_id="hand-facts")
     clock = gr.Timer(TICK, active=False)
     name.change(lambda chosen: _calls(app, chosen), name, calls)
@@ -171,7 +187,8 @@ def _take_over_tab(app: App) -> None:
         show_progress="hidden",
         concurrency_limit=4,
     )
-    save.click(app.keep, session, download, concurrency_limit=1)
+    save.click(app.film, session, download, concurrency_limit=1)
+    keep.click(app.keep, [session, kept], [kept, demonstrations], concurrency_limit=1)
 
 
 def _choice(app: App, environment: str, what: str) -> tuple[gr.Dropdown, gr.Dropdown]:
@@ -194,17 +211,12 @@ def _calls(app: App, name: str) -> dict:
     return gr.update(choices=list(one.calls), value=one.own_calls)
 
 
-def _seed(element: str) -> gr.Number:
-    return gr.Number(100_000, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id=element)
+def _seed(element: str, first: int = 100_000) -> gr.Number:
+    return gr.Number(first, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id=element)
 
 
 def _most(element: str) -> gr.Number:
     return gr.Number(300, label="Steps at most", precision=0, minimum=1, maximum=MAX_STEPS, elem_id=element)
-
-
-def _leave(session: Session | None) -> None:
-    if session is not None:
-        session.close()
 
 
 def serve(wanted: Sequence[str], env: str | None, device: str, host: str, port: int) -> None:

@@ -4,11 +4,12 @@ import html
 import io
 import math
 from threading import Lock
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
 
-from fewstep.policy.live import LiveEpisode
+from fewstep.policy.live import LiveEpisode, Taken
 from fewstep.policy.policy import Policy
 
 from .models import Offered
@@ -51,14 +52,21 @@ class Session:
         offered: the policy, of an environment whose actions are positions.
         policy: with a memory of its own.
         seed: of the episode.
+
+    Attributes:
+        taken: all actions so far, each with whether it was by hand.
+        own_folder: name of a folder for its files.
     """
 
     def __init__(self, offered: Offered, policy: Policy, seed: int) -> None:
         self.spec, self.seed = offered.spec, seed
         self._lock = Lock()
         self._live = LiveEpisode(policy, offered.spec, seed, SIDE)
+        # Visitors must not overwrite each other's files.
+        self.own_folder = f"by-hand-{uuid4().hex}"
         self.by_hand = 0
         self.closed = False
+        self.taken: list[tuple[Taken, bool]] = []
         # Kept small: there may be many visitors.
         self.film: list[bytes] = [encoded(self._live.picture())]
 
@@ -66,6 +74,11 @@ class Session:
     def running(self) -> bool:
         """Whether there is a next step."""
         return not self.closed and self._live.running
+
+    @property
+    def success(self) -> bool:
+        """Whether the task is solved."""
+        return bool(self._live.episode().success)
 
     def step(self, held: str | None, policy_goes_on: bool) -> bool:
         """Carry out one action, if there is one.
@@ -83,6 +96,8 @@ class Session:
                 return False
             self.film.append(encoded(self._live.step(target)))
             self.by_hand += target is not None
+            if self._live.taken is not None:
+                self.taken.append((self._live.taken, target is not None))
             if not self._live.running:
                 self.film.append(encoded(self._live.picture()))
             return True

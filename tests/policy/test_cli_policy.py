@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.policy.tiny_policy import NETWORK, demonstrations, saved_policy
 from typer.testing import CliRunner
@@ -174,6 +175,31 @@ def test_distillation(model: str, tmp_path: Path) -> None:
     assert (student.config.kind, student.config.steps) == ("consistency", 1)
 
 
+def test_finetuning_on_new_demonstrations_and_going_on(model: str, data: str, tmp_path: Path) -> None:
+    recipe = settings(tmp_path / "recipe.json", max_steps=3, batch_size=4, validate_every=3, rollouts=0)
+    command = ("finetune", "--data", data, "--start", model, "-o", tmp_path / "run", "--config", recipe)
+    told = json.loads(run(*command, "--device", "cpu", "--json"))
+    assert told["step"] == 3
+    assert "Done: 3 updates" in run(*command), "a run that is over stays so"
+    before, after = (
+        PolicyModel.from_pretrained(model),
+        PolicyModel.from_pretrained(tmp_path / "run" / "model"),
+    )
+    assert before.config == after.config
+    assert before.normalizer.statistics().keys() == after.normalizer.statistics().keys()
+    assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    for words, arguments in (
+        ("which policy is to be improved", command[:3]),
+        ("only --method rl100", (*command, "--online-minutes", 2)),
+        ("rl100 has stages", (*command, "--method", "rl100", "--max-minutes", 2)),
+        ("--method must be one of", (*command, "--method", "magic")),
+    ):
+        assert words in run(*arguments, "-o", tmp_path / "other", code=2)
+    wide = str(saved_policy(tmp_path / "wide", action_dim=3))
+    said = run("finetune", "--data", data, "--start", wide, "-o", tmp_path / "wide-run", code=2)
+    assert "'action' of the demonstrations is (2,) a step" in said
+
+
 def test_finetuning_is_wired(model: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the command hands on; the stages have tests of their own."""
     from fewstep.policy.rl100 import run as runs
@@ -189,6 +215,7 @@ def test_finetuning_is_wired(model: str, data: str, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(runs, "run_rl100", stages)
     recipe = settings(tmp_path / "recipe.json", online={"iterations": 7}, chain_steps=1)
     command = ("finetune", "--data", data, "--start", model, "-o", tmp_path / "run", "--config", recipe)
+    command += ("--method", "rl100")
     said = run(*command, "--online-minutes", 2)
     assert "score 0.500, success 100% in 3 episodes" in said
     assert "run/online/model" in said
@@ -225,6 +252,10 @@ def test_refusals(model: str, data: str, tmp_path: Path) -> None:
         ("films are", ("rollout", "--model", model, "-o", film.with_suffix(".avi"))),
         ("--side", ("rollout", "--model", model, "-o", film, "--side", 8)),
         ("is not a file", ("train", "--data", tmp_path / "none.npz", "-o", tmp_path / "r", "--env", "")),
+        (
+            "'state' of the demonstrations is (5,) a step, of pointmaze-umaze (6,)",
+            ("train", "--data", data, "-o", tmp_path / "r1", "--env", "pointmaze-umaze"),
+        ),
         ("damaged", ("train", "--data", damaged, "-o", tmp_path / "r2", "--env", "")),
         ("method must be one of", ("train", "--data", data, "-o", tmp_path / "r3", "--method", "magic")),
         (
@@ -236,6 +267,8 @@ def test_refusals(model: str, data: str, tmp_path: Path) -> None:
             ("train", "--data", data, "-o", tmp_path / "r5", "--config", _text(tmp_path / "d", "[1]")),
         ),
     ):
+        # What failed leaves no folder that the corrected command would trip over.
+        assert not any((tmp_path / f"r{number}").exists() for number in range(6))
         # Long paths are broken over lines.
         said = "".join(run(*arguments, code=2).replace("│", "").split())
         assert any(option.replace(" ", "") in said for option in words.split("|")), (words, said)

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,12 @@ from torch.func import jacfwd, jvp
 from fewstep.core import paths
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.sample import sample
+from fewstep.policy.model import PolicyModel
 from fewstep.policy.nets import fast, fast_layers, trained_layers
 from fewstep.policy.nets.fast import FastUnet1D
 from fewstep.policy.nets.unet1d import ConditionalUnet1D, Unet1dConfig
+from fewstep.policy.recipe import PolicyRecipe
+from fewstep.policy.runtime import quickened
 
 KINDS = {
     "film": {"input_dim": 2, "global_cond_dim": 10, "embedding": 16, "down_dims": (16, 32, 48)},
@@ -227,3 +231,24 @@ def test_second_derivatives_are_refused_not_wrong():
     along = jvp(lambda x: net(x, 3), (torch.randn(1, 16, 2),), (torch.randn(1, 16, 2),))[1]
     with pytest.raises(NotImplementedError, match="detach the derivative"):
         along.sum().backward()
+
+
+@pytest.mark.parametrize("method", ["ddim", "meanflow"])
+def test_a_whole_policy_gives_the_same_actions(method):
+    """One call and several; the policy that it was made of stays as it was."""
+    small = {"embedding": 16, "down_dims": (8, 16)}
+    recipe = PolicyRecipe(method=method, environment="", network_options=small)
+    torch.manual_seed(0)
+    model = PolicyModel(recipe.config({"state": (5,)}, 2)).eval()
+    for parameter in model.net.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    seen = {"state": torch.randn(3, 2, 5)}
+    before = {name: value.clone() for name, value in model.net.state_dict().items()}
+    quick = quickened(model)
+    for steps in (1, 4):
+        given, wanted = (each.predict(seen, steps=steps, seed=3) for each in (quick, model))
+        assert wanted.std() > 1e-3
+        assert error(given, wanted) < 1e-5
+    assert all(torch.equal(value, before[name]) for name, value in model.net.state_dict().items())
+    with pytest.raises(TypeError, match="must be a ConditionalUnet1D, got ChunkMLP"):
+        quickened(PolicyModel(replace(model.config, network="chunk-mlp", network_options={})))

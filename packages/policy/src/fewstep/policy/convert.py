@@ -15,7 +15,7 @@ from fewstep.core.weights import CheckpointError
 
 from .config import PolicyConfig, cosine_betas
 from .converters import diffusion_policy, lerobot
-from .converters.official import OfficialPolicy
+from .converters.official import OfficialPolicy, whole_number
 from .model import PolicyModel
 from .names import is_image
 from .nets.transformer import TransformerForDiffusion
@@ -52,7 +52,7 @@ def from_official(path: str | Path, settings: Mapping[str, Any] | None = None) -
     else:
         policy = (settings or {}).get("policy") or {}
         shape = {**policy, **(policy.get("model") or {})}
-        groups, heads = _number(shape, "n_groups", 8), _number(shape, "n_head", 4)
+        groups, heads = whole_number(shape, "n_groups", 8), whole_number(shape, "n_head", 4)
         converted = diffusion_policy.from_official(path, groups=groups, heads=heads)
     given = {**converted.settings, **(settings or {})}
     try:
@@ -149,7 +149,7 @@ def _from_diffusion_policy(official: OfficialPolicy, settings: Mapping[str, Any]
         assert isinstance(net, ConditionalUnet1D)
         per_chunk = net.config.global_cond_dim or 0
         told, steps = (width, per_chunk // width) if per_chunk % width == 0 else (0, 0)
-        own, horizon = {"network_options": _unet_options(net)}, _number(settings, "horizon", 16)
+        own, horizon = {"network_options": _unet_options(net)}, whole_number(settings, "horizon", 16)
     if told != width or steps < 1 or getattr(net.config, "local_cond_dim", None):
         raise ValueError("it is not told its observations as a whole (obs_as_global_cond)")
     scheduler = policy.get("noise_scheduler") or {}
@@ -160,7 +160,7 @@ def _from_diffusion_policy(official: OfficialPolicy, settings: Mapping[str, Any]
             net.config.input_dim,
             horizon,
             steps,
-            _number(settings, "n_action_steps", min(8, horizon - steps + 1)),
+            whole_number(settings, "n_action_steps", min(8, horizon - steps + 1)),
             **own,
             **sampler(scheduler, kind, policy),
         )
@@ -190,7 +190,7 @@ def sampler(scheduler: Mapping[str, Any], kind: str, policy: Mapping[str, Any]) 
         >>> found["solver"], found["grid"], found["steps"], found["clip"]
         ('ddim', 'leading', 10, 1.0)
     """
-    levels = _number(scheduler, "num_train_timesteps", 100)
+    levels = whole_number(scheduler, "num_train_timesteps", 100)
     named, predicted = scheduler.get("beta_schedule", "squaredcos_cap_v2"), scheduler.get("prediction_type")
     low, high = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
     tables = {
@@ -215,15 +215,9 @@ def sampler(scheduler: Mapping[str, Any], kind: str, policy: Mapping[str, Any]) 
         "prediction": _PREDICTIONS[predicted or "epsilon"],
         "solver": "ddim" if kind == "DDIM" else "ancestral",
         "grid": "leading",
-        "steps": _number(policy, "num_inference_steps", levels),
+        "steps": whole_number(policy, "num_inference_steps", levels),
         "clip": float(scheduler.get("clip_sample_range", 1.0)) if clipped else 0.0,
     }
-
-
-def _number(settings: Mapping[str, Any], name: str, default: int) -> int:
-    """A whole number; published configurations also hold None and references to other entries."""
-    value = settings.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
 def _unet_options(net: ConditionalUnet1D) -> dict[str, Any]:

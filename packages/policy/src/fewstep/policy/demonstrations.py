@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,3 +65,27 @@ def observed(episodes: Episodes, environment: str, obs: str | None = None) -> Ep
             if name in arrays:
                 arrays[name] = np.concatenate([arrays[name], arrays["goal"]], axis=1).astype(np.float32)
     return replace(episodes, arrays=arrays)
+
+
+def fitting(episodes: Episodes, shapes: Mapping[str, Sequence[int]], who: str) -> Episodes:
+    """The demonstrations, once it is sure that they hold what somebody needs.
+
+    Args:
+        episodes: under our names.
+        shapes: of one step by name, "action" among them; images in either order of the channels.
+        who: needs them, for the message.
+
+    Raises:
+        DataError: an array is absent or of another shape.
+    """
+    for name, shape in shapes.items():
+        if name not in episodes.arrays:
+            raise DataError(
+                f"the demonstrations have no {name!r}, which {who} needs; they have "
+                f"{', '.join(episodes.arrays)}"
+            )
+        given = episodes.arrays[name].shape[1:]
+        turned = (*given[-1:], *given[:-1]) if len(given) == 3 else given
+        if tuple(shape) not in (given, turned):
+            raise DataError(f"{name!r} of the demonstrations is {given} a step, of {who} {tuple(shape)}")
+    return episodes

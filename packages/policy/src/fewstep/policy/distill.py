@@ -17,7 +17,7 @@ from fewstep.core.objectives.methods.base import Material, Method
 from fewstep.core.sampling import Sampling
 from fewstep.core.training import CosineSchedule, Trainer, TrainerConfig, TrainResult
 
-from .demonstrations import observed, read_demonstrations
+from .demonstrations import fitting, observed, read_demonstrations
 from .envs.registry import env_spec
 from .episodes import Episodes
 from .model import PolicyModel
@@ -87,7 +87,6 @@ def student_of(teacher: PolicyModel, method: Method, steps: int = 0) -> PolicyMo
     if config.kind == "regression":
         raise ValueError("a policy of kind 'regression' has nothing to distil: it is one call already")
     sampling = replace(method.sampling, steps=steps or method.sampling.steps)
-    kind = "ode" if sampling.kind == "ode" else sampling.kind
     options = dict(config.network_options)
     if method.two_times:
         options["two_times"] = True
@@ -98,9 +97,9 @@ def student_of(teacher: PolicyModel, method: Method, steps: int = 0) -> PolicyMo
         config,
         network_options=options,
         prediction=method.prediction or config.prediction,
-        kind=kind,
-        solver=sampling.solver if kind == "ode" else config.solver,
-        grid="logsnr" if kind == "ode" else config.grid,
+        kind=sampling.kind,
+        solver=sampling.solver if sampling.kind == "ode" else config.solver,
+        grid="logsnr" if sampling.kind == "ode" else config.grid,
         sampling={name: value for name, value in told.items() if value != getattr(Sampling(), name)},
         steps=sampling.steps,
     )
@@ -142,11 +141,11 @@ def distill_policy(
             run with other settings.
     """
     folder, method = Path(output), methods.get(recipe.method)
-    remember(recipe, folder)
     config = teacher.config
     episodes = data if isinstance(data, Episodes) else read_demonstrations(data)
-    episodes = observed(episodes, config.environment, obs)
-    seen, held_out = split(episodes, recipe.validation_share)
+    wanted = {**config.observations, "action": (config.action_dim,)}
+    episodes = fitting(observed(episodes, config.environment, obs), wanted, "the teacher")
+    seen, _ = split(episodes, recipe.validation_share)
     lengths = (config.horizon, config.n_obs_steps, config.n_action_steps)
     windows = Windows(seen, *lengths, tuple(config.observations))
     teacher = teacher.eval().requires_grad_(False)
@@ -167,6 +166,7 @@ def distill_policy(
             return {"x0": teacher.normalizer.normalize("action", drawn["action"]), "global_cond": told}
 
     held = _HeldStudent(student, spec, recipe.rollouts)
+    remember(recipe, folder)
     trainer = Trainer(
         student.net,
         objective,
@@ -188,7 +188,6 @@ def distill_policy(
         schedule=CosineSchedule(warmup=0.02, floor=0.001),
         validate=held,
     )
-    del held_out
     result = trainer.fit()
     if result.stopped != "interrupted":
         _with_net(student, trainer.ema.models[recipe.ema]).save_pretrained(folder / "model")

@@ -110,7 +110,7 @@ class Slot:
         self.number = self.seed = 0
         self.observation: dict[str, np.ndarray] = {}
         self.rewards: list[float] = []
-        self.success = False
+        self.success = self.terminated = False
         self.problem: str | None = None
 
     def begin(self, number: int, seed: int) -> None:
@@ -121,7 +121,7 @@ class Slot:
             seed: its own.
         """
         self.number, self.seed = number, seed
-        self.rewards, self.success = [], False
+        self.rewards, self.success, self.terminated = [], False, False
         self.observation, info = self.env.reset(seed=seed)
         self.problem = self._problem(info)
         self.running = True
@@ -142,6 +142,7 @@ class Slot:
             return
         self.rewards.append(float(reward))
         self.success = self.success or bool(info.get("success", False))
+        self.terminated = bool(terminated)
         # An environment without a limit of its own must not run for ever.
         cut_off = truncated or len(self.rewards) >= self.spec.max_steps
         self.running = not (terminated or cut_off)

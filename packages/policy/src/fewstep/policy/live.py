@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -12,6 +13,23 @@ from fewstep.policy.envs.spec import EnvSpec
 from fewstep.policy.evaluation import Acting, Slot, ask
 from fewstep.policy.results import Episode
 from fewstep.policy.rollouts import Planning, draw_chunk
+
+
+@dataclass(frozen=True)
+class Taken:
+    """An action that was carried out, as `Recorder.add` takes it.
+
+    Attributes:
+        observation: what was seen before it.
+        action: in the environment's units.
+        reward: that it gave.
+        done: whether the episode ended by itself with it, not by its limit of time.
+    """
+
+    observation: dict[str, np.ndarray]
+    action: np.ndarray
+    reward: float
+    done: bool
 
 
 class LiveEpisode:
@@ -26,6 +44,9 @@ class LiveEpisode:
         seed: of the episode.
         picture_side: in pixels.
 
+    Attributes:
+        taken: the latest action; None before the first, and where the simulation broke at it.
+
     Raises:
         ValueError: the seed is negative, or the side is out of its range.
         ImportError: a package of the extra [envs] is not installed.
@@ -39,6 +60,7 @@ class LiveEpisode:
         self._slot.begin(0, seed)
         self._policy_is_in = False
         self._seconds, self._actions = 0.0, 0
+        self.taken: Taken | None = None
 
     def __enter__(self) -> LiveEpisode:
         return self
@@ -82,7 +104,13 @@ class LiveEpisode:
             chosen = self._within_limits(action)
             plan, self._policy_is_in = chosen[None], False
         frame = self._drawn(plan)
-        self._slot.advance(chosen)
+        slot = self._slot
+        # Environments write the next observation into the same memory.
+        seen = {name: np.array(value) for name, value in slot.observation.items()}
+        slot.advance(chosen)
+        self.taken = None
+        if slot.problem is None:
+            self.taken = Taken(seen, chosen.astype(np.float32), slot.rewards[-1], slot.terminated)
         return frame
 
     def frames(self, max_steps: int | None = None) -> Iterator[UInt8[np.ndarray, "side side 3"]]:

@@ -38,19 +38,10 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class PolicyRecipe:
-    """What the training of a policy from demonstrations depends on.
+class ImitationRecipe:
+    """What any learning from demonstrations depends on, whatever the policy is.
 
     Args:
-        method: "ddpm" as published, "ddim", "edm", "flow" (rectified flow), "meanflow" (one call), or
-            "regression" (no noise; the mean action).
-        environment: whose observations are learned and in which the policy is tried; "": none.
-        obs: what Push-T shows.
-        horizon: actions of a chunk.
-        n_obs_steps: observations that are seen.
-        n_action_steps: actions that are executed.
-        network: a name of `config.NETWORKS`.
-        network_options: fields of its configuration.
         ratio: of "meanflow", share of samples with two different times.
         power: of "meanflow", of the adaptive weight.
         batch_size: windows of a batch.
@@ -69,19 +60,9 @@ class PolicyRecipe:
     Raises:
         ValueError: a value out of its range.
 
-    Reference: Chi et al. 2023, "Diffusion Policy", table 7 (their rates, batch and horizons).
+    Reference: Chi et al. 2023, "Diffusion Policy", table 7 (their rates and batch).
     """
 
-    method: str = "meanflow"
-    environment: str = "pusht"
-    obs: str = "keypoints"
-    horizon: int = 16
-    n_obs_steps: int = 2
-    n_action_steps: int = 8
-    network: str = "unet1d"
-    network_options: Mapping[str, Any] = field(
-        default_factory=lambda: {"embedding": 64, "down_dims": (32, 64, 128)}
-    )
     ratio: float = 0.25
     power: float = 0.5
     batch_size: int = 256
@@ -98,8 +79,6 @@ class PolicyRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         for name in ("ratio", "validation_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
@@ -111,6 +90,61 @@ class PolicyRecipe:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.rollouts < 0:
             raise ValueError(f"rollouts must not be negative, got {self.rollouts}")
+        if self.precision not in ("bf16", "no"):
+            raise ValueError(f"precision must be 'bf16' or 'no', got {self.precision!r}")
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe(ImitationRecipe):
+    """Settings of the fine-tuning of a trained policy on new demonstrations: fewer and smaller updates.
+
+    Args:
+        learning_rate: largest rate of AdamW; a tenth of that of `PolicyRecipe`.
+        max_steps: end of the run by updates.
+        validate_every: updates between validations.
+    """
+
+    learning_rate: float = 1e-4
+    max_steps: int = 10_000
+    validate_every: int = 1_000
+
+
+@dataclass(frozen=True)
+class PolicyRecipe(ImitationRecipe):
+    """What the training of a policy from demonstrations depends on, beside what `ImitationRecipe` holds.
+
+    Args:
+        method: "ddpm" as published, "ddim", "edm", "flow" (rectified flow), "meanflow" (one call), or
+            "regression" (no noise; the mean action).
+        environment: whose observations are learned and in which the policy is tried; "": none.
+        obs: what Push-T shows.
+        horizon: actions of a chunk.
+        n_obs_steps: observations that are seen.
+        n_action_steps: actions that are executed.
+        network: a name of `config.NETWORKS`.
+        network_options: fields of its configuration.
+
+    Raises:
+        ValueError: a value out of its range.
+
+    Reference: Chi et al. 2023, "Diffusion Policy", table 7 (their horizons).
+    """
+
+    method: str = "meanflow"
+    environment: str = "pusht"
+    obs: str = "keypoints"
+    horizon: int = 16
+    n_obs_steps: int = 2
+    n_action_steps: int = 8
+    network: str = "unet1d"
+    network_options: Mapping[str, Any] = field(
+        default_factory=lambda: {"embedding": 64, "down_dims": (32, 64, 128)}
+    )
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        super().__post_init__()
 
     def config(
         self,

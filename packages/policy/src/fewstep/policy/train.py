@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 from fewstep.core.files import atomic_path
 from fewstep.core.training import CosineSchedule, Trainer, TrainerConfig, TrainResult
 
-from .demonstrations import observed, read_demonstrations
+from .demonstrations import fitting, observed, read_demonstrations
 from .envs.registry import env_spec
 from .envs.spec import EnvSpec
 from .episodes import Episodes
@@ -25,7 +25,7 @@ from .names import is_image
 from .normalizer import Normalizer
 from .objective import Imitation
 from .policy import Policy
-from .recipe import PolicyRecipe
+from .recipe import ImitationRecipe, PolicyRecipe
 from .splits import validation_mask
 from .windows import Windows, observation_names
 
@@ -93,7 +93,7 @@ def split(episodes: Episodes, share: float, seed: int = 42) -> tuple[Episodes, E
 
 def train_policy(
     recipe: PolicyRecipe,
-    data: str | Path | Episodes | Sequence[str | Path],
+    data: str | Path | Episodes,
     output: str | Path,
     *,
     start: PolicyModel | None = None,
@@ -116,23 +116,49 @@ def train_policy(
     Raises:
         ValueError: data that do not fit the recipe, or the folder holds a run of another recipe.
     """
-    folder = Path(output)
-    remember(recipe, folder)
-    episodes = data if isinstance(data, Episodes) else read_demonstrations(data)  # type: ignore[arg-type]
+    episodes = data if isinstance(data, Episodes) else read_demonstrations(data)
     episodes = observed(episodes, recipe.environment, recipe.obs)
     spec = None
     if recipe.environment:
         obs = recipe.obs if recipe.environment == "pusht" else None
         spec = env_spec(recipe.environment, obs)
-    seen, held_out = split(episodes, recipe.validation_share)
     torch.manual_seed(recipe.seed)
     model = new_model(recipe, episodes, spec, start)
+    return imitate(model, recipe, episodes, spec, Path(output), max_minutes=max_minutes, device=device)
+
+
+def imitate(
+    model: PolicyModel,
+    recipe: ImitationRecipe,
+    episodes: Episodes,
+    spec: EnvSpec | None,
+    folder: Path,
+    *,
+    max_minutes: float | None = None,
+    device: str = "auto",
+) -> TrainResult:
+    """Let a model learn from demonstrations, or go on with that; the average is saved in `folder/model`.
+
+    Args:
+        model: with a fitted normaliser; its weights are trained.
+        recipe: settings.
+        episodes: under the names of the model's observations.
+        spec: of the environment in which it is validated (None: by its loss alone).
+        folder: of the run.
+        max_minutes: of training over all parts of the run.
+        device: "auto" or "cpu".
+
+    Raises:
+        ValueError: the folder holds a run with other settings.
+    """
     config = model.config
+    seen, held_out = split(episodes, recipe.validation_share)
     lengths = (config.horizon, config.n_obs_steps, config.n_action_steps)
     names = tuple(config.observations)
     windows = Windows(seen, *lengths, names)
     loss = Imitation(recipe.ratio, recipe.power)
     checked = None if held_out is None else Windows(held_out, *lengths, names)
+    remember(recipe, folder)
     trainer = Trainer(
         model,
         loss,
@@ -174,15 +200,13 @@ def new_model(
     """A fresh policy for some demonstrations, its normaliser fitted to them.
 
     Raises:
-        ValueError: the demonstrations lack an observation of the environment, or `start` is another policy.
+        ValueError: the demonstrations lack what the environment observes, or `start` is another policy.
     """
     if spec is None:
         names = observation_names(episodes)
         shapes = {name: tuple(episodes.arrays[name].shape[1:]) for name in names}
     else:
-        absent = [name for name in spec.observation_shapes if name not in episodes.arrays]
-        if absent:
-            raise ValueError(f"the demonstrations have no {', '.join(absent)}, which {spec.name} observes")
+        fitting(episodes, {**spec.observation_shapes, "action": (spec.action_dim,)}, spec.name)
         shapes = {name: tuple(shape) for name, shape in spec.observation_shapes.items()}
     shapes = {
         name: (shape[2], *shape[:2]) if is_image(name) and shape[-1] in (1, 3) else shape
@@ -215,7 +239,10 @@ def remember(recipe: Any, folder: Path) -> None:
         before = json.loads(file.read_text(encoding="utf-8"))
         changed = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
         if changed:
-            raise ValueError(f"folder {folder} holds a run with other settings: {', '.join(changed)}")
+            raise ValueError(
+                f"folder {folder} holds a run with other settings: {', '.join(changed)}; give the same "
+                "ones, or another folder"
+            )
         return
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(file) as unfinished:

@@ -25,6 +25,27 @@ _ENCODERS: dict[str, dict[str, str]] = {
 }
 
 
+def film_writer(path: str | os.PathLike[str]) -> Callable[[Path, np.ndarray, float], None]:
+    """What writes films of a file's suffix.
+
+    Args:
+        path: of the film.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+    writers: dict[str, Callable[[Path, np.ndarray, float], None]] = {
+        ".mp4": _write_mp4,
+        ".webp": _write_animation,
+        ".gif": _write_animation,
+        ".png": _write_strip,
+    }
+    suffix = Path(path).suffix
+    if suffix.lower() not in writers:
+        raise ValueError(f"{Path(path).name} ends in {suffix!r}; films are {', '.join(writers)}")
+    return writers[suffix.lower()]
+
+
 def write_film(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> Path:
     """Write a film in the format of the file's suffix, or nothing at all.
 
@@ -40,16 +61,7 @@ def write_film(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> 
         ValueError: if the suffix, the frames or the rate is none of these.
         ImportError: if mp4 is asked for and PyAV is not installed.
     """
-    path = Path(path)
-    writers: dict[str, Callable[[Path, np.ndarray, float], None]] = {
-        ".mp4": _write_mp4,
-        ".webp": _write_animation,
-        ".gif": _write_animation,
-        ".png": _write_strip,
-    }
-    write = writers.get(path.suffix.lower())
-    if write is None:
-        raise ValueError(f"{path.name} ends in {path.suffix!r}; films are {', '.join(writers)}")
+    path, write = Path(path), film_writer(path)
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise ValueError(
             f"frames is {frames.dtype} {frames.shape}; it must be (time, height, width, 3) uint8, not empty"

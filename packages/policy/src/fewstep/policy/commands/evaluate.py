@@ -79,8 +79,9 @@ def rollout(
     with told_plainly("fewstep policy rollout"):
         from ..policy import Policy
         from ..rollouts import roll_out
-        from ..video import write_film
+        from ..video import film_writer, write_film
 
+        film_writer(output)
         policy = Policy.from_pretrained(model, device, steps)
         spec = spec_of(policy.model, env, obs)
         shown = roll_out(policy, spec, spec.first_test_seed if seed is None else seed, side)
@@ -115,6 +116,8 @@ def info(
     if as_json:
         typer.echo(json.dumps(found))
         return
+    if not found:
+        typer.echo("No policy ships with this version; fewstep policy train makes one.")
     for facts in found:
         typer.echo("\n".join(f"{name:13} {value}" for name, value in facts.items()) + "\n")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ from fewstep.options import AsJson
 
 from .failures import told_plainly
 from .options import Config, Data, Minutes, Obs, Run, load_denoiser, read_fields, shown_to
+from .reports import report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,7 +61,7 @@ def train(
             recipe = config_from_dict(PolicyRecipe, fields, "--config")
             begin = None if start is None else load_denoiser(start, "--start")
             result = train_policy(recipe, data, output, start=begin, max_minutes=max_minutes, device=device)
-    _report(result, output, as_json)
+    report(result, output, as_json)
 
 
 def _train_from_rewards(
@@ -115,16 +115,4 @@ def distill(
             max_minutes=max_minutes,
             device=device,
         )
-    _report(result, output, as_json)
-
-
-def _report(result: TrainResult, output: Path, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(asdict(result)))
-        return
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-    typer.echo(f"{result.stopped} after {result.step} steps, {result.minutes:.1f} minutes. {metrics}")
-    if result.stopped == "interrupted":
-        typer.echo("The same command goes on from here.")
-    else:
-        typer.echo(f"Try it: fewstep policy eval --model {output / 'model'}")
+    report(result, output, as_json)

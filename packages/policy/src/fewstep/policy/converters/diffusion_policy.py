@@ -12,8 +12,8 @@ from fewstep.core.weights import CheckpointError, load_into, load_state_dict_fil
 from ..nets.point_encoder import WIDTHS, DP3Encoder
 from ..nets.transformer import TransformerForDiffusion
 from ..nets.unet1d import ConditionalUnet1D
-from .inert_pickle import load_inert, plain_settings
-from .official import OfficialPolicy, Statistics, transformer_config, under, unet_config
+from .official import OfficialPolicy, Statistics, transformer_config, under, unet_config, whole_number
+from .torch_archive import TorchArchive, entries, plain_settings
 
 WRAPPERS = ("module.", "_orig_mod.")
 POINTS = "obs_encoder.extractor."
@@ -72,16 +72,16 @@ def _read(file: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except CheckpointError:
         if Path(file).suffix == ".safetensors" or not Path(file).is_file():
             raise
-    content = load_inert(file)
-    groups = content.get("state_dicts") if isinstance(content, Mapping) else None
-    if not isinstance(groups, Mapping):
+    archive = TorchArchive(file)
+    content = entries(archive.content)
+    groups = entries(content.get("state_dicts"))
+    if not groups:
         raise CheckpointError(
             f"{file} is not a training checkpoint of Diffusion Policy: it has no state_dicts"
         )
-    chosen = groups.get("ema_model", groups.get("model"))
-    if not isinstance(chosen, Mapping):
+    state = archive.tensors(groups.get("ema_model", groups.get("model")))
+    if not state:
         raise CheckpointError(f"{file} has no weights under state_dicts: {', '.join(map(str, groups))}")
-    state = {str(name): value for name, value in chosen.items() if isinstance(value, Tensor)}
     settings = plain_settings(content.get("cfg"))
     return strip_prefixes(state, WRAPPERS), settings if isinstance(settings, dict) else {}
 
@@ -92,13 +92,10 @@ def _network(
     policy = settings.get("policy") or {}
     options = {**policy, **(policy.get("model") or {})}
     if "pos_emb" in weights:
-        return TransformerForDiffusion(transformer_config(weights, source, _whole(options, "n_head", heads)))
-    return ConditionalUnet1D(unet_config(weights, source, _whole(options, "n_groups", groups)))
-
-
-def _whole(options: Mapping[str, Any], name: str, default: int) -> int:
-    value = options.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
+        return TransformerForDiffusion(
+            transformer_config(weights, source, whole_number(options, "n_head", heads))
+        )
+    return ConditionalUnet1D(unet_config(weights, source, whole_number(options, "n_groups", groups)))
 
 
 def _point_encoder(weights: dict[str, Tensor], source: str) -> DP3Encoder:

@@ -37,6 +37,12 @@ def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
 
 
+def whole_number(settings: Mapping[str, Any], name: str, default: int) -> int:
+    """A whole number; published configurations also hold None and references to other entries."""
+    value = settings.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
 def unet_config(state: Mapping[str, Tensor], source: str, groups: int = 8) -> Unet1dConfig:
     """Shape of a temporal U-Net from its weights under our names.
 

@@ -77,7 +77,7 @@ def write_lerobot(
     the statistics are exact, where the official writer estimates them.
 
     Args:
-        folder: that is made; it must not exist or be empty.
+        folder: that is made, with those above it; it must not exist or be empty.
         episodes: the demonstrations, whose `fps` must be known.
         options: how it is written.
 
@@ -264,7 +264,7 @@ def _check(episodes: Episodes) -> None:
 def _atomic_folder(target: Path) -> Iterator[Path]:
     """Give a new folder beside the target to write into; it becomes the target when the block ends well."""
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
-    temporary.mkdir()
+    temporary.mkdir(parents=True)
     try:
         yield temporary
         for path in temporary.rglob("*"):

@@ -12,7 +12,7 @@ import torch
 from fewstep.core.training import Trainer, TrainerConfig, TrainResult
 from fewstep.core.training.schedule import ConstantSchedule, CosineSchedule
 
-from ..demonstrations import observed, read_demonstrations
+from ..demonstrations import fitting, observed, read_demonstrations
 from ..envs.registry import env_spec
 from ..envs.spec import EnvSpec
 from ..episodes import Episodes
@@ -59,7 +59,6 @@ def train_offline(
         Reinforcement Learning", algorithm 1.
     """
     folder = Path(output)
-    remember(recipe, folder)
     episodes = data if isinstance(data, Episodes) else read_demonstrations(data)
     episodes = observed(episodes, recipe.environment)
     spec = env_spec(recipe.environment) if recipe.environment else None
@@ -67,6 +66,7 @@ def train_offline(
     policy = new_policy(recipe, episodes, spec)
     transitions = transitions_of(recipe, episodes, policy)
     objective = ActorCritic(policy.actor, policy.critic, recipe.learning)
+    remember(recipe, folder)
     trainer = Trainer(
         policy.actor,
         objective,
@@ -96,6 +96,8 @@ def new_policy(recipe: OfflineRecipe, episodes: Episodes, spec: EnvSpec | None) 
         ValueError: the demonstrations lack an observation of the environment.
     """
     names = observation_names(episodes) if spec is None else tuple(spec.observation_shapes)
+    if spec is not None:
+        fitting(episodes, {**spec.observation_shapes, "action": (spec.action_dim,)}, spec.name)
     vectors_of(episodes, names)
     shapes = {name: tuple(episodes.arrays[name].shape[1:]) for name in names}
     found = statistics_of("action", episodes.arrays["action"])

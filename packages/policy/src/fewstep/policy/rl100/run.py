@@ -88,11 +88,11 @@ def run_rl100(
         Learning", algorithm 1.
     """
     folder, minutes = Path(output), minutes or Minutes()
-    remember(recipe, folder)
     given = data if isinstance(data, Episodes) else read_demonstrations(data)
     obs = recipe.obs if recipe.environment == "pusht" else None
     spec = env_spec(recipe.environment, obs)
     episodes = standard(observed(given, recipe.environment, obs), tuple(spec.observation_shapes))
+    remember(recipe, folder)
     run = _Run(recipe, folder, spec, minutes, device)
     model = run.imitate(given, start)
     for number in range(recipe.rounds):
