@@ -55,6 +55,18 @@ TEXTS = {
         "distill(ResShift.from_pretrained('resshift-x4'), 'photos/train', 'photos/val', 'runs/tadsr-x4', "
         'max_minutes={minutes:.0f})"',
     ),
+    "oftsr-x4": Texts(
+        "A student of resshift-x4 that needs one network call in both modes, told how far to go along the "
+        "teacher's way, in the manner of OFTSR: faithful is the teacher's mean, detailed the end of its "
+        "four calls.",
+        f"{BSDS}, reduced four times with antialiased bicubic interpolation and rounded to 8 bit",
+        "What limits the teacher limits the student: noise and compression of the input are enlarged with "
+        "the rest. " + INVENTS,
+        'python -c "from fewstep.restoration.distill_oftsr import distill_tunable as distill; '
+        "from fewstep.restoration.methods.resshift import ResShift; "
+        "distill(ResShift.from_pretrained('resshift-x4'), 'photos/train', 'photos/val', 'runs/oftsr-x4', "
+        'max_minutes={minutes:.0f})"',
+    ),
     "rddm-denoise": Texts(
         f"RDDM for noise of cameras and Gaussian noise up to σ = 50, told the level or not. {NETWORK}. "
         + FAITHFUL,

@@ -25,7 +25,7 @@ from fewstep.restoration.resize import imresize
 
 SETS = ("set5", "set14", "bsd100", "kodak", "urban_256", "div2k_256")
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
-METHODS = ("bicubic (MATLAB)", "bicubic (F.interpolate)", "faithful, 1 call", "detailed, 4 calls")
+MATLAB, PLAIN = "bicubic (MATLAB)", "bicubic (F.interpolate)"
 
 
 def folders(data: Path | None) -> dict[str, list[Path]]:
@@ -51,28 +51,30 @@ def enlarge(restorer: Restorer, reduced: np.ndarray) -> dict[str, tuple[np.ndarr
     """Every method's image and its seconds."""
     results = {}
     start = time.perf_counter()
-    results[METHODS[0]] = (
+    results[MATLAB] = (
         to_bytes(np.asarray(imresize(reduced.astype(np.float64), 4))),
         time.perf_counter() - start,
     )
     start = time.perf_counter()
     plain = F.interpolate(to_signed(reduced[None]), scale_factor=4, mode="bicubic")[0].permute(1, 2, 0)
-    results[METHODS[1]] = to_bytes((plain.numpy() + 1) * 127.5), time.perf_counter() - start
-    for method, mode in zip(METHODS[2:], ("faithful", "detailed"), strict=True):
-        restored = restorer(reduced, mode=mode, seed=0)
-        results[method] = np.asarray(restored.pixels), restored.seconds
+    results[PLAIN] = to_bytes((plain.numpy() + 1) * 127.5), time.perf_counter() - start
+    for mode in ("faithful", "detailed"):
+        restored = restorer(reduced, mode=mode, seed=0, tile=0)
+        name = f"{mode}, {restored.calls} call{'s' * (restored.calls > 1)}"
+        results[name] = np.asarray(restored.pixels), restored.seconds
     return results
 
 
 def measure(restorer: Restorer, files: list[Path], name: str) -> dict[str, dict[str, float]]:
     """Mean metrics of every method over a set."""
-    rows: dict[str, list[tuple[float, float, float, float]]] = {method: [] for method in METHODS}
+    rows: dict[str, list[tuple[float, float, float, float]]] = {}
     for file in track(files, description=name):
         truth = read_rgb(file, multiple=4)
         for method, (image, seconds) in enlarge(restorer, reduce_image(truth, 4)).items():
             quality = score(image, truth, "y", border=4)
             megapixels = truth.shape[0] * truth.shape[1] / 1e6
-            rows[method].append((quality.psnr, quality.ssim, sharpness(image, truth), seconds / megapixels))
+            row = (quality.psnr, quality.ssim, sharpness(image, truth), seconds / megapixels)
+            rows.setdefault(method, []).append(row)
     names = ("psnr_y", "ssim_y", "sharpness", "seconds_per_megapixel")
     return {method: dict(zip(names, np.mean(values, axis=0), strict=True)) for method, values in rows.items()}
 
