@@ -227,3 +227,8 @@ def test_recipes_of_a_method():
         replace(SMALL, takes=("level",))
     with pytest.raises(ValueError, match="prediction must be 'x0' with network 'small-unet', got 'eps'"):
         model_of(replace(SMALL, method_options={"prediction": "eps"}))
+
+
+def test_a_tunable_student_is_one_call_of_oftsr():
+    entry = described("oftsr-x4", {"_class": "TunableResShift", "tasks": ["super-resolution"], "steps": 4}, 0)
+    assert (entry.method, entry.calls) == ("oftsr", 1)

@@ -17,6 +17,8 @@ _TASKS_OF = {
     # Commands of its own, not a task of `fewstep restore`.
     "Oscar": ("encode", "decode"),
 }
+# Classes that are not called as users call the method.
+_METHOD_OF = {"TunableResShift": "oftsr"}
 DEFAULT = "resshift-x4"
 
 
@@ -80,7 +82,8 @@ def described(name: str, config: Mapping[str, Any], size: int) -> Shipped:
     defaults = tuple(task for task, about in TASKS.items() if about.model == name)
     tasks = tuple(config.get("tasks") or _TASKS_OF.get(kind, defaults))
     ratio = config.get("ratio")
-    return Shipped(name, tasks, kind.lower(), _calls(kind, config), round(size / 1e6, 2), defaults, ratio)
+    method = _METHOD_OF.get(kind, kind.lower())
+    return Shipped(name, tasks, method, _calls(kind, config), round(size / 1e6, 2), defaults, ratio)
 
 
 def _calls(kind: str, config: Mapping[str, Any]) -> int | None:
@@ -90,7 +93,7 @@ def _calls(kind: str, config: Mapping[str, Any]) -> int | None:
             return int(config[field])
     if kind in ("IRSDE", "Resfusion"):
         return _calls_of_path(kind, config)
-    if kind == "Oscar":
+    if kind in ("Oscar", "TunableResShift"):
         return 1
     # The others' steps are those of the whole path, of which only a part is gone.
     return int(config["steps"]) if kind in ("ResShift", "IDM") and "steps" in config else None
