@@ -12,7 +12,7 @@ from PIL import Image
 from fewstep.core.weights import CheckpointError
 from fewstep.restoration.compressed_sensing import Measurement, measure
 from fewstep.restoration.methods.idm import IDM, IDMConfig, brightness, from_planes, to_planes
-from fewstep.restoration.train_idm import IDMRecipe, LumaCrops, Validation, middle, train_idm
+from fewstep.restoration.train_idm import IDMRecipe, LumaCrops, Validation, begin_with, middle, train_idm
 
 SMALL = IDMConfig(
     ratio=0.25,
@@ -219,3 +219,26 @@ def test_luma_crops_and_middles(photographs):
         LumaCrops.from_files(photographs, 512)
     with pytest.raises(ValueError, match="patch must be a multiple of 32"):
         IDMRecipe(patch=48)
+
+
+def test_a_model_of_more_steps_begins_with_those_of_another():
+    torch.manual_seed(0)
+    start, model = (IDM(replace(RECIPE, steps=steps).config()) for steps in (2, 4))
+    for step, coupling in enumerate(start.body):
+        torch.nn.init.constant_(coupling.v, 0.1 * step)
+    torch.nn.init.uniform_(start.alpha, 0.2, 0.9)
+    begin_with(model, start)
+    # Each step of the start has become two, whose levels multiply to its own.
+    products = model.alpha.detach().view(-1, 2).prod(1)
+    torch.testing.assert_close(products, start.alpha.detach())
+    assert [round(coupling.v.item(), 3) for coupling in model.body] == [
+        round(0.1 * (step // 2), 3) for step in range(4)
+    ]
+    own, given = model.state_dict(), start.state_dict()
+    injectors = [name for name in own if ".f2i.2." in name or ".f2i.3." in name]
+    assert injectors
+    for name in injectors:
+        source = name.replace(".f2i.2.", ".f2i.1.").replace(".f2i.3.", ".f2i.1.")
+        assert torch.equal(own[name], given[source])
+    with pytest.raises(ValueError, match="start: its network"):
+        begin_with(IDM(replace(RECIPE, steps=2, channels=(32, 16)).config()), start)

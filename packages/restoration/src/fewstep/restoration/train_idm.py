@@ -293,7 +293,7 @@ def begin_with(model: IDM, start: IDM) -> None:
     weights = {name: given.get(source(name)) for name in wanted if name != "alpha"}
     if any(value is None or value.shape != wanted[name].shape for name, value in weights.items()):
         raise ValueError("start: its network is not that of the recipe")
-    # One step of the start becomes count / before steps: their levels multiply to its own.
+    # Where count is a multiple of before, the levels of a step's parts multiply to its own.
     at = torch.arange(count) * before // count
     weights["alpha"] = given["alpha"][at].clamp(min=0) ** (before / count)
     model.load_state_dict(weights)
