@@ -17,8 +17,6 @@ _TASKS_OF = {
     # Commands of its own, not a task of `fewstep restore`.
     "Oscar": ("encode", "decode"),
 }
-# Classes that are not called as users call the method.
-_METHOD_OF = {"TunableResShift": "oftsr"}
 DEFAULT = "resshift-x4"
 
 
@@ -82,8 +80,7 @@ def described(name: str, config: Mapping[str, Any], size: int) -> Shipped:
     defaults = tuple(task for task, about in TASKS.items() if about.model == name)
     tasks = tuple(config.get("tasks") or _TASKS_OF.get(kind, defaults))
     ratio = config.get("ratio")
-    method = _METHOD_OF.get(kind, kind.lower())
-    return Shipped(name, tasks, method, _calls(kind, config), round(size / 1e6, 2), defaults, ratio)
+    return Shipped(name, tasks, kind.lower(), _calls(kind, config), round(size / 1e6, 2), defaults, ratio)
 
 
 def _calls(kind: str, config: Mapping[str, Any]) -> int | None:

@@ -63,11 +63,13 @@ class Asked:
             )
         if only and self.method not in (None, only):
             raise ValueError(f"--method: {self.task} is trained as {only}, got {self.method!r}")
-        if only and (self.pairs or self.validation_pairs or self.start):
+        if only and (self.pairs or self.validation_pairs):
             raise ValueError(
-                "--pairs, --validation-pairs and --start are for tasks that keep the size and begin with a "
+                "--pairs and --validation-pairs are for tasks that keep the size and begin with a "
                 f"photograph, not for {self.task}"
             )
+        if self.start and self.task == SUPER_RESOLUTION:
+            raise ValueError(f"--start is for the other tasks, not for {self.task}")
 
 
 def train(
@@ -156,13 +158,22 @@ def _super_resolution(asked: Asked) -> TrainResult:
 
 
 def _compressed_sensing(asked: Asked) -> TrainResult:
+    from .methods.idm import IDM
+    from .methods.loading import load_model
     from .recipes import load_recipe
     from .train_idm import IDMRecipe, train_idm
 
     recipe = IDMRecipe() if asked.config is None else load_recipe(IDMRecipe, asked.config)
     if asked.ratio is not None:
         recipe = replace(recipe, ratio=asked.ratio)
-    return train_idm(recipe, asked.data, asked.validation, asked.output, asked.max_minutes, asked.device)
+    begin = None if asked.start is None else load_model(asked.start)
+    if begin is not None and not isinstance(begin, IDM):
+        raise ValueError(
+            f"--start: {asked.start} is a {type(begin).__name__}, which this recipe does not train"
+        )
+    return train_idm(
+        recipe, asked.data, asked.validation, asked.output, begin, asked.max_minutes, asked.device
+    )
 
 
 def _same_size(asked: Asked) -> TrainResult:
