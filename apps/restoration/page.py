@@ -17,7 +17,7 @@ from .shown import Shown
 
 MAX_FILE = "25mb"
 EXTENSIONS = [".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"]
-MODES = {"faithful": "Faithful: closest to the truth", "detailed": "Detailed: more texture"}
+MODES = {"faithful": "Faithful: one call, closest to the truth", "detailed": "Detailed: a few calls"}
 # By name only: gradio turns plain strings into fonts that it fetches from elsewhere.
 FONTS = [gr.themes.Font(name) for name in ("ui-sans-serif", "system-ui", "sans-serif")]
 STYLE = """
