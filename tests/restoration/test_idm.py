@@ -231,7 +231,13 @@ def test_a_model_of_more_steps_begins_with_those_of_another():
     # Each step of the start has become two, whose levels multiply to its own.
     products = model.alpha.detach().view(-1, 2).prod(1)
     torch.testing.assert_close(products, start.alpha.detach())
+    uneven = IDM(replace(RECIPE, steps=3).config())
+    begin_with(uneven, start)
+    torch.testing.assert_close(uneven.alpha.detach().prod(), start.alpha.detach().prod())
     own, given = model.state_dict(), start.state_dict()
+    assert [float(uneven.get_parameter(f"body.{step}.v").detach()) for step in range(3)] == [
+        float(given[f"body.{step}.v"]) for step in (0, 1, 1)
+    ]
     assert all(torch.equal(own[f"body.{step}.v"], given[f"body.{step // 2}.v"]) for step in range(4))
     injectors = [name for name in own if ".f2i.2." in name or ".f2i.3." in name]
     assert injectors

@@ -272,12 +272,8 @@ def begin_with(model: IDM, start: IDM) -> None:
     What belongs to a single step is taken from the step of the start that lies where it lies on the way; the
     noise levels go down as the start's do, in more or fewer steps.
 
-    Args:
-        model: is written to.
-        start: with the same network, of any number of steps.
-
     Raises:
-        ValueError: another network.
+        ValueError: the start has another network.
     """
     given, wanted = dict(start.state_dict()), model.state_dict()
     count, before = model.config.steps, start.config.steps
@@ -285,15 +281,19 @@ def begin_with(model: IDM, start: IDM) -> None:
     def source(name: str) -> str:
         parts = name.split(".")
         for place, word in enumerate(parts[:-1]):
-            # `body.0` is the first step, `f2i.0` and `i2f.0` are the last one's.
-            if word in ("body", "f2i", "i2f"):
+            # `f2i.0` and `i2f.0` are the last step's, `body.0` is the first one's.
+            if word in ("f2i", "i2f"):
                 parts[place + 1] = str(int(parts[place + 1]) * before // count)
+            elif word == "body":
+                left = (count - 1 - int(parts[place + 1])) * before // count
+                parts[place + 1] = str(before - 1 - left)
         return ".".join(parts)
 
     weights = {name: given.get(source(name)) for name in wanted if name != "alpha"}
     if any(value is None or value.shape != wanted[name].shape for name, value in weights.items()):
         raise ValueError("start: its network is not that of the recipe")
-    # Where count is a multiple of before, the levels of a step's parts multiply to its own.
-    at = torch.arange(count) * before // count
-    weights["alpha"] = given["alpha"][at].clamp(min=0) ** (before / count)
+    # Logarithms of the levels, linear between those of the start.
+    known = np.pad(given["alpha"].clamp(min=1e-6).log().cumsum(0).double().numpy(), (1, 0))
+    levels = np.interp(np.linspace(0, before, count + 1), np.arange(before + 1), known)
+    weights["alpha"] = torch.from_numpy(np.exp(np.diff(levels))).to(given["alpha"])
     model.load_state_dict(weights)
