@@ -22,6 +22,7 @@ from .envs.registry import env_spec
 from .episodes import Episodes
 from .model import PolicyModel
 from .objective import Imitation
+from .teacher_pairs import TeacherPairs
 from .train import Held, remember, split
 from .windows import Windows
 
@@ -34,6 +35,9 @@ class PolicyDistillRecipe:
         method: a name of the core's `methods.names()`, such as "meanflow", "cd", "dmd2".
         options: of the method.
         steps: network calls of the student (0: the method's own number).
+        teacher_steps: network calls of the teacher for a chunk, of methods that learn from pairs
+            ("instaflow", "reflow" …; see `TeacherPairs`).
+        reuse: how often such a pair is used, on average.
         batch_size: windows of a batch.
         learning_rate: of the student's AdamW.
         ema: rule of the averaged weights that are kept.
@@ -51,6 +55,8 @@ class PolicyDistillRecipe:
     method: str = "meanflow"
     options: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 1
+    teacher_steps: int = 10
+    reuse: int = 4
     batch_size: int = 256
     learning_rate: float = 3e-4
     ema: float = 0.999
@@ -63,7 +69,7 @@ class PolicyDistillRecipe:
 
     def __post_init__(self) -> None:
         methods.get(self.method)
-        for name in ("batch_size", "max_steps", "validate_every"):
+        for name in ("teacher_steps", "reuse", "batch_size", "max_steps", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.steps < 0 or self.rollouts < 0:
@@ -73,7 +79,8 @@ class PolicyDistillRecipe:
 def student_of(teacher: PolicyModel, method: Method, steps: int = 0) -> PolicyModel:
     """A policy with the teacher's weights, sampled as the method says.
 
-    A second time that the method needs begins without effect.
+    A second time that the method needs begins without effect. The student of a teacher of kind "flow-map"
+    keeps its second time, and one call is then a jump to the clean end.
 
     Args:
         teacher: a policy of kind "ode" or "flow-map".
@@ -87,6 +94,9 @@ def student_of(teacher: PolicyModel, method: Method, steps: int = 0) -> PolicyMo
     if config.kind == "regression":
         raise ValueError("a policy of kind 'regression' has nothing to distil: it is one call already")
     sampling = replace(method.sampling, steps=steps or method.sampling.steps)
+    if config.kind == "flow-map" and sampling.kind == "ode":
+        # A DDIM step of a network that is told where it goes is such a jump.
+        sampling = replace(sampling, kind="flow-map")
     options = dict(config.network_options)
     if method.two_times:
         options["two_times"] = True
@@ -159,7 +169,15 @@ def distill_policy(
     objective = method.make(material, **checked_options(method, recipe.options))
     spec = env_spec(config.environment, obs) if config.environment and recipe.rollouts else None
 
+    pairs = None
+    if "pairs" in method.needs:
+        pairs = TeacherPairs(
+            teacher, windows, recipe.batch_size, steps=recipe.teacher_steps, reuse=recipe.reuse
+        )
+
     def batch(generator: np.random.Generator) -> dict[str, Tensor]:
+        if pairs is not None:
+            return pairs.batch(generator)
         drawn = windows.batch(generator, recipe.batch_size)
         with torch.no_grad():
             told = teacher.encode(drawn["obs"])
