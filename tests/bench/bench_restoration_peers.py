@@ -7,8 +7,8 @@ with the k-th seed, and given to scikit-image, OpenCV (opencv-python-headless), 
 that is not installed is left out, which is printed. PSNR and SSIM are of RGB in 8 bit, without a border left
 out; seconds are of one processor thread. Parameters are the libraries' defaults or usual ones, not searched.
 
-deepinv's DRUNet needs weights that it downloads, so its methods get what needs none: DiffPIR with a denoiser
-by total variation, and DRUNet with random weights for its cost only.
+deepinv's learned methods (DRUNet, DDRM, DiffPIR …) need weights that it downloads. What needs none is here:
+its denoiser by total variation, and DRUNet with random weights for its cost only.
 """
 
 import argparse
@@ -112,27 +112,6 @@ def deepinv_drunet(deepinv: Any, bad: Degraded) -> np.ndarray:
     return tensor_to_image(network(image_to_tensor(bad.lq), sigma / 255))
 
 
-@torch.no_grad()
-def deepinv_diffpir(deepinv: Any, bad: Degraded) -> np.ndarray:
-    """deepinv's DiffPIR, 10 steps, with its denoiser by total variation, for inpainting."""
-    assert bad.mask is not None
-    y = image_to_tensor(bad.lq)
-    known = torch.from_numpy(1.0 - bad.mask.astype(np.float32)).expand_as(y)
-    physics = deepinv.physics.Inpainting(img_size=tuple(y.shape[1:]), mask=known[0])
-    total = deepinv.models.TVDenoiser(n_it_max=50)
-
-    class ByTotalVariation(torch.nn.Module):
-        """The denoiser with a threshold that follows the noise."""
-
-        def forward(self, x: torch.Tensor, sigma: Any) -> torch.Tensor:
-            return total(x, ths=0.8 * float(torch.as_tensor(sigma).max()))
-
-    method = deepinv.sampling.DiffPIR(
-        model=ByTotalVariation(), data_fidelity=deepinv.optim.data_fidelity.L2(), max_iter=10, verbose=False
-    )
-    return tensor_to_image(method(y * known, physics))
-
-
 def tools_of(name: str, task: str) -> Mapping[str, Tool]:
     """The libraries' tools for a task, beside those of `bench_restoration_tasks`."""
     cv2, deepinv = LIBRARIES["cv2"], LIBRARIES["deepinv"]
@@ -148,7 +127,6 @@ def tools_of(name: str, task: str) -> Mapping[str, Tool]:
         found["biharmonic, scikit-image"] = biharmonic
         for rule in ("TELEA", "NS") if cv2 else ():
             found[f"{rule}, OpenCV"] = partial(opencv_inpainted, cv2, rule)
-        found |= {"DiffPIR + TV, deepinv": partial(deepinv_diffpir, deepinv)} if deepinv else {}
     elif task == "low-light":
         found["CLAHE, scikit-image"] = clahe
     return found
