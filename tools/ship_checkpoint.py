@@ -10,20 +10,17 @@ float16; what they make is held against what the run's own make before the check
 
 import argparse
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from skimage import data
 from tools.shipped_texts import TEXTS
+from tools.shipping import known, megabytes, put, run_length
 from torch import nn
 
 from fewstep.core.cards import CardFacts
 from fewstep.core.checkpoints import shipped
-from fewstep.core.training import read_log
 from fewstep.restoration import Restorer
 from fewstep.restoration.catalogue import choose, shipped_models
 from fewstep.restoration.methods.base import RestorationModel
@@ -88,8 +85,7 @@ def metrics_of(results: Mapping, name: str) -> Metrics:
 
 def facts(name: str, run: Path, files: Sequence[Path], machine: str) -> CardFacts:
     """What the card says."""
-    texts, last = TEXTS[name], read_log(run)[-1]
-    minutes = max(float(line.get("minutes", 0)) for line in read_log(run))
+    texts, (steps, minutes) = TEXTS[name], run_length(run)
     metrics: Metrics = {}
     for file in files:
         metrics |= metrics_of(json.loads(file.read_text(encoding="utf-8")), name)
@@ -99,7 +95,7 @@ def facts(name: str, run: Path, files: Sequence[Path], machine: str) -> CardFact
         data=texts.data,
         data_licence=texts.data_licence,
         command=texts.command.format(minutes=minutes),
-        steps=int(last["step"]),
+        steps=steps,
         minutes=round(minutes, 1),
         machine=machine,
         metrics=metrics,
@@ -177,21 +173,10 @@ def ship(name: str, run: Path, files: Sequence[Path], machine: str, package: Pat
     Raises:
         ValueError: no such name, no figures of it, or float16 is not enough for it.
     """
-    if name not in TEXTS:
-        raise ValueError(f"--name: expected one of {', '.join(TEXTS)}, got {name!r}")
+    known(name, TEXTS)
     model = model_at(run / "model")
     card = facts(name, run, files, machine)
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / name
-        model.save_pretrained(made, dtype=torch.float16, model_card_kwargs={"facts": card})  # type: ignore[operator]
-        print(check(model, model_at(made)))
-        target = package / name
-        if target.exists():
-            shutil.rmtree(target)
-        shutil.copytree(made, target)
-    size = (target / "model.safetensors").stat().st_size
-    print(f"{target}: {size / 1e6:.2f} MB, {sum(p.numel() for p in model.parameters()):,} parameters")
-    return target
+    return put(model, package / name, card, lambda stored: check(model, model_at(stored)))
 
 
 def main() -> None:
@@ -210,8 +195,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         raise SystemExit(f"ship_checkpoint: {error}") from error
     print(f"default of {', '.join(tasks) or 'no task'}")
-    total = sum(file.stat().st_size for file in PACKAGE.rglob("*.safetensors"))
-    print(f"all checkpoints together: {total / 1e6:.1f} MB")
+    print(f"all checkpoints together: {megabytes(PACKAGE):.1f} MB")
 
 
 def _deeper(row: Mapping) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fewstep.core.checkpoints import shipped
 from fewstep.policy.commands.evaluate import calls_of
-from fewstep.policy.commands.options import spec_of
+from fewstep.policy.commands.options import DEFAULT_MODEL, spec_of
 from fewstep.policy.envs.spec import EnvSpec
 from fewstep.policy.loading import PACKAGE, load_model
 from fewstep.policy.policy import Policy
@@ -38,7 +38,7 @@ class Models:
     """Policies by name.
 
     Args:
-        wanted: names, folders or Hub ids; none: what ships.
+        wanted: names, folders or Hub ids; none: what ships, first the one that commands take by default.
         env: environment of policies that do not say theirs.
         device: "auto", "cpu", "cuda" …
 
@@ -49,7 +49,7 @@ class Models:
 
     def __init__(self, wanted: Sequence[str] = (), env: str | None = None, device: str = "auto") -> None:
         self.device = device
-        found = list(wanted) or shipped(PACKAGE)
+        found = list(wanted) or sorted(shipped(PACKAGE), key=lambda name: name != DEFAULT_MODEL)
         if not found:
             raise ValueError(
                 "no policy ships with this version of fewstep.policy; name one with --model FOLDER "

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import nn
 
-from fewstep.core.cards import CardFacts
+from fewstep.core.cards import CardFacts, make_card
 from fewstep.core.checkpoints import Checkpoint, resolve, shipped
 from fewstep.core.configs import config_from_dict, config_to_dict
 from fewstep.core.weights import CheckpointError, load_into
@@ -162,6 +162,15 @@ def test_card_states_the_facts(tmp_path, net):
     assert "| Set5 | PSNR-Y | 30.31 | 28.43 |" in card.text
     assert "| Test set | Metric | This model | bicubic |" in card.text
     assert "No faces." in card.text
+
+
+def test_card_shows_intervals_and_what_was_not_measured():
+    rows = {"pusht": {"score": ("0.81 (0.77 to 0.85)", None), "steps": (210.25, 300)}}
+    beside = make_card(CardFacts("p", "Pushes.", metrics=rows), parameters=1).text
+    assert "| pusht | score | 0.81 (0.77 to 0.85) | – |\n| pusht | steps | 210.2 | 300 |" in beside
+    alone = make_card(CardFacts("p", "Pushes.", metrics=rows, baseline=""), parameters=1).text
+    assert "| Test set | Metric | This model |\n| --- | --- | --- |\n" in alone
+    assert "| pusht | steps | 210.2 |\n" in alone
 
 
 def test_saving_again_keeps_the_card(tmp_path, net):

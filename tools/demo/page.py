@@ -28,11 +28,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A table row: its name, a number for each column (None: not measured), whether the result is ours."""
+    """A table row: its name, a number for each column (None: not measured), whether the result is ours.
+
+    `asides` are shown behind the numbers in small letters, such as an interval; "": nothing.
+    """
 
     name: str
     cells: Sequence[float | None]
     ours: bool = False
+    asides: Sequence[str] = ()
 
 
 def document(title: str, lead: str, sections: Mapping[str, str], facts: Mapping[str, str]) -> str:
@@ -95,6 +99,14 @@ def strip(pictures: Iterable[Picture]) -> str:
     return f'<div class="strip">{figures}</div>'
 
 
+def film(file: str, caption: str) -> str:
+    """A film that plays by itself, without end and without sound, with its caption."""
+    return (
+        f'<figure class="film"><video src="{escape(file)}" controls loop muted autoplay playsinline></video>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
 def table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     """A table of numbers in which the best of a column is bold."""
     head = "".join(f"<th>{escape(column.name)}</th>" for column in columns)
@@ -103,8 +115,11 @@ def table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     lines = ""
     for row, cells in zip(rows, texts, strict=True):
         # Compared as they are shown: two equal numbers are both best.
+        asides = [f" <small>{escape(aside)}</small>" if aside else "" for aside in row.asides]
+        asides += [""] * (len(cells) - len(asides))
         marked = "".join(
-            f"<td{' class=best' if text in best[k] else ''}>{text}</td>" for k, text in enumerate(cells)
+            f"<td{' class=best' if text in best[k] else ''}>{text}{asides[k]}</td>"
+            for k, text in enumerate(cells)
         )
         lines += f"<tr{' class=ours' if row.ours else ''}><td>{escape(row.name)}</td>{marked}</tr>"
     parts = f"<thead><tr><th></th>{head}</tr></thead><tbody>{lines}</tbody>"

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from huggingface_hub import ModelCard, ModelCardData
 
+# A number, one with its interval as text, or what was not measured.
+Figure = float | str | None
+
 
 @dataclass(frozen=True)
 class CardFacts:
@@ -20,8 +23,9 @@ class CardFacts:
         steps: optimiser steps of the training.
         minutes: of the training.
         machine: that it was trained on.
-        metrics: {test set: {metric: (this model, the baseline)}}.
-        baseline: what the metrics are compared with.
+        metrics: {test set: {metric: (this model, the baseline)}}; a figure is a number, a text such as
+            "0.81 (0.77 to 0.85)", or None where nothing was measured.
+        baseline: what the metrics are compared with; "": nothing, and the table has no such column.
         limits: what it does not do.
     """
 
@@ -34,7 +38,7 @@ class CardFacts:
     steps: int | None = None
     minutes: float | None = None
     machine: str = ""
-    metrics: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, tuple[Figure, Figure]]] = field(default_factory=dict)
     baseline: str = "baseline"
     limits: str = ""
 
@@ -77,9 +81,16 @@ def _training(facts: CardFacts, parameters: int) -> list[str]:
 
 
 def _results(facts: CardFacts) -> list[str]:
-    rows = [f"| Test set | Metric | This model | {facts.baseline} |", "| --- | --- | --- | --- |"]
+    named = ["This model", facts.baseline] if facts.baseline else ["This model"]
+    rows = [f"| Test set | Metric | {' | '.join(named)} |", "| --- " * (2 + len(named)) + "|"]
     for test_set, metrics in facts.metrics.items():
-        rows += [
-            f"| {test_set} | {name} | {ours:.4g} | {theirs:.4g} |" for name, (ours, theirs) in metrics.items()
-        ]
+        for name, figures in metrics.items():
+            shown = " | ".join(_shown(figure) for figure in figures[: len(named)])
+            rows.append(f"| {test_set} | {name} | {shown} |")
     return rows
+
+
+def _shown(figure: Figure) -> str:
+    if figure is None:
+        return "–"
+    return figure if isinstance(figure, str) else f"{figure:.4g}"

@@ -11,7 +11,7 @@ import typer
 from fewstep.options import AsJson
 
 from .failures import told_plainly
-from .options import Calls, Obs, spec_of
+from .options import DEFAULT_MODEL, Calls, Obs, spec_of
 
 if TYPE_CHECKING:
     from ..results import Episode
@@ -24,7 +24,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda …")]
 
 
 def evaluate(
-    model: Model = "pusht-onestep",
+    model: Model = DEFAULT_MODEL,
     env: EnvName = None,
     obs: Obs = None,
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="How many.")] = 50,
@@ -64,7 +64,7 @@ def evaluate(
 
 def rollout(
     output: Annotated[Path, typer.Option("-o", "--output", help="Film: .mp4, .webp, .gif or .png.")],
-    model: Model = "pusht-onestep",
+    model: Model = DEFAULT_MODEL,
     env: EnvName = None,
     obs: Obs = None,
     seed: Annotated[

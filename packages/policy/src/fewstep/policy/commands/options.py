@@ -10,6 +10,9 @@ import typer
 if TYPE_CHECKING:
     from ..model import PolicyModel
 
+# What acts where no policy is named.
+DEFAULT_MODEL = "pusht-onestep"
+
 Data = Annotated[
     Path, typer.Option("--data", help="Demonstrations: LeRobot v3 folder, zarr folder or .npz file.")
 ]

@@ -13,7 +13,7 @@ from fewstep.options import AsJson
 
 from .evaluate import Device, EnvName, Model
 from .failures import told_plainly
-from .options import Calls, Obs, spec_of
+from .options import DEFAULT_MODEL, Calls, Obs, spec_of
 
 if TYPE_CHECKING:
     from ..results import Episode
@@ -23,7 +23,7 @@ def record(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="LeRobot v3 folder, or a file that ends in .npz.")
     ],
-    model: Model = "pusht-onestep",
+    model: Model = DEFAULT_MODEL,
     env: EnvName = None,
     obs: Obs = None,
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="How many are run.")] = 50,
