@@ -1,11 +1,12 @@
-"""Classical tools of other libraries on the same degraded photographs: quality and seconds of every task.
+"""Tools of other libraries and our shipped models on the same degraded photographs: quality and seconds.
 
     python -m tests.bench.bench_restoration_peers FOLDER [--count 3] [--crop 256] [--tasks …] [--json FILE]
 
 FOLDER holds photographs; the middle of the first few is degraded as in `bench_restoration_tasks`, the k-th
-with the k-th seed, and given to scikit-image, OpenCV (opencv-python-headless), Pillow and deepinv. A library
-that is not installed is left out, which is printed. PSNR and SSIM are of RGB in 8 bit, without a border left
-out; seconds are of one processor thread. Parameters are the libraries' defaults or usual ones, not searched.
+with the k-th seed, and given to scikit-image, OpenCV (opencv-python-headless), Pillow, deepinv and the model
+that ships for the task, in both of its modes. A library that is not installed is left out, which is printed.
+PSNR and SSIM are of RGB in 8 bit, without a border left out; seconds are of one processor thread. Parameters
+are the libraries' defaults or usual ones, not searched.
 
 deepinv's learned methods (DRUNet, DDRM, DiffPIR …) need weights that it downloads. What needs none is here:
 its denoiser by total variation, and DRUNet with random weights for its cost only.
@@ -27,9 +28,11 @@ from skimage.color import lab2rgb, rgb2lab
 from skimage.exposure import equalize_adapthist
 from skimage.restoration import denoise_wavelet, inpaint_biharmonic
 
+from fewstep.restoration import Restorer
 from fewstep.restoration.data import list_images, read_rgb, reduce_image
 from fewstep.restoration.degradations import Degraded
 from fewstep.restoration.metrics import score, sharpness
+from fewstep.restoration.tasks import TASKS
 
 from . import bench_restoration_tasks as tasks
 
@@ -112,6 +115,12 @@ def deepinv_drunet(deepinv: Any, bad: Degraded) -> np.ndarray:
     return tensor_to_image(network(image_to_tensor(bad.lq), sigma / 255))
 
 
+def ours(model: str) -> dict[str, Tool]:
+    """A shipped model in each of its modes."""
+    restorer = Restorer.from_pretrained(model, device="cpu")
+    return {f"{model}, {mode}": partial(tasks.restored, restorer, mode, False) for mode in restorer.modes}
+
+
 def tools_of(name: str, task: str) -> Mapping[str, Tool]:
     """The libraries' tools for a task, beside those of `bench_restoration_tasks`."""
     cv2, deepinv = LIBRARIES["cv2"], LIBRARIES["deepinv"]
@@ -141,19 +150,20 @@ def middle(image: np.ndarray, side: int) -> np.ndarray:
     return np.ascontiguousarray(image[top : top + side, left : left + side])
 
 
-def inputs(
-    truths: list[np.ndarray], wanted: list[str]
-) -> dict[str, tuple[Mapping[str, Tool], list[Degraded]]]:
+def inputs(truths: list[np.ndarray], wanted: list[str]) -> dict[str, tuple[dict[str, Tool], list[Degraded]]]:
     """Every case: its tools and degraded photographs."""
-    found: dict[str, tuple[Mapping[str, Tool], list[Degraded]]] = {}
+    found: dict[str, tuple[dict[str, Tool], list[Degraded]]] = {}
     for name, case in tasks.cases().items():
         if case.degrade is None or (wanted and case.task not in wanted):
             continue
         bad = [case.degrade(truth, np.random.default_rng(k)) for k, truth in enumerate(truths)]
-        found[name] = {"input": lambda bad: bad.lq, **case.tools, **tools_of(name, case.task)}, bad
+        others = {"input": lambda bad: bad.lq, **case.tools, **tools_of(name, case.task)}
+        found[name] = others | ours(case.model), bad
     for scale in (2, 4) if not wanted or "super-resolution" in wanted else ():
         reduced = [Degraded(reduce_image(truth, scale)) for truth in truths]
         found[f"×{scale}"] = {f"{rule}, Pillow": partial(enlarged, rule, scale) for rule in FILTERS}, reduced
+        if scale == 4:
+            found["×4"][0].update(ours(TASKS["super-resolution"].model))
     return found
 
 
