@@ -94,7 +94,7 @@ def facts(name: str, run: Path, files: Sequence[Path], machine: str) -> CardFact
         summary=texts.summary,
         data=texts.data,
         data_licence=texts.data_licence,
-        command=texts.command.format(minutes=minutes),
+        command=texts.command.replace("{minutes:.0f}", f"{minutes:.0f}"),
         steps=steps,
         minutes=round(minutes, 1),
         machine=machine,

@@ -34,6 +34,22 @@ def _command(name: str, task: str, more: str = "") -> str:
     return TRAIN.format(name=name, task=task, more=more) + RUN_TIME
 
 
+def _measured(percent: int, output: str) -> str:
+    ratio = f" --ratio {percent / 100:g}"
+    return TRAIN.format(name="", task="compressed-sensing", more=ratio).removesuffix("runs/") + output
+
+
+def _idm(percent: int, command: str) -> Texts:
+    return Texts(
+        f"IDM for compressed sensing at {percent} % of the pixels' number: few steps trained end to end, "
+        "every one held to the measurements.",
+        f"Luma of {BSDS}, measured in permuted blocks by a random orthonormal matrix",
+        f"For measurements of one kind only: this matrix and a ratio of {percent} %. Of colour "
+        "photographs each plane is measured and rebuilt alone.",
+        command,
+    )
+
+
 TEXTS = {
     "resshift-x4": Texts(
         "ResShift in pixel space for ×4 super-resolution of photographs: an EDSR-like network of 3×3 "
@@ -112,17 +128,18 @@ TEXTS = {
         _command("irsde-derain", "derain", " --method irsde --start FIRST")
         + ", where FIRST is an RDDM for rain and JPEG, trained for 35 minutes from an RDDM for noise",
     ),
-    **{
-        f"idm-{percent}": Texts(
-            f"IDM for compressed sensing at {percent} % of the pixels' number: few steps trained end to end, "
-            "every one held to the measurements.",
-            f"Luma of {BSDS}, measured in permuted blocks by a random orthonormal matrix",
-            f"For measurements of one kind only: this matrix and a ratio of {percent} %. Of colour "
-            "photographs each plane is measured and rebuilt alone.",
-            _command(f"idm-{percent}", "compressed-sensing", f" --ratio {percent / 100:g}"),
+    "idm-10": _idm(
+        10,
+        "printf '{\"steps\": 8}' > eight.json\n"
+        'printf \'{"steps": 8, "learning_rate": 6e-4, "seed": 1}\' > again.json\n'
+        + _measured(10, "runs/idm-10-three --max-minutes 62\n")
+        + _measured(
+            10, "runs/idm-10-eight --config eight.json --start runs/idm-10-three/model --max-minutes 70\n"
         )
-        for percent in (10, 25)
-    },
+        + _measured(10, "runs/idm-10 --config again.json --start runs/idm-10-eight/model")
+        + RUN_TIME,
+    ),
+    "idm-25": _idm(25, _measured(25, "runs/idm-25") + RUN_TIME),
     "codec": Texts(
         "A codec for photographs that decodes in one network call, in the manner of OSCAR: the rate says at "
         "which time of a diffusion path the denoiser begins.",

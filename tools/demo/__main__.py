@@ -13,7 +13,7 @@ import torch
 from .page import document
 
 # One module per domain, each with TITLE and section(folder, say, model) -> HTML, and its shipped checkpoint.
-DOMAINS = {"restoration": "resshift-x4", "digits": "digits-onestep"}
+DOMAINS = {"restoration": "resshift-x4", "policy": "pusht-onestep", "digits": "digits-onestep"}
 LEAD = (
     "Every picture and number on this page was made on this machine by the command that wrote it, "
     "from files that come with installed packages and with the checkpoints that ship with fewstep."
@@ -48,7 +48,15 @@ def main() -> None:
 
 
 def _facts() -> dict[str, str]:
-    names = ("fewstep-core", "fewstep-restoration", "torch", "numpy", "pillow", "scikit-image")
+    names = (
+        "fewstep-core",
+        "fewstep-restoration",
+        "fewstep-policy",
+        "torch",
+        "numpy",
+        "pillow",
+        "scikit-image",
+    )
     facts = {name: _version(name) for name in names}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
