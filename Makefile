@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | docs | app DOMAIN=restoration
+# make demo | test | lint | bench | docs | app DOMAIN=restoration ARGS="--port 7861"
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,7 +33,7 @@ docs: $(STAMP)
 	@echo "Open site/index.html"
 
 app: $(STAMP)
-	$(BIN)/python -m apps.$(DOMAIN)
+	$(BIN)/python -m apps.$(DOMAIN) $(ARGS)
 
 # One virtual environment, made anew only when a version or a dependency changes.
 $(STAMP): constraints.txt pyproject.toml shared/pyproject.toml $(wildcard packages/*/pyproject.toml)
