@@ -61,7 +61,8 @@ class Models:
             name = self._named(text)
             own = calls_of(model.config)
             free = hasattr(model.config, "kind") and model.config.kind != "regression"
-            calls = tuple(sorted({own, *CALLS})) if free else (own,)
+            most = getattr(model.config, "most_steps", 0) or max(CALLS)
+            calls = tuple(sorted({own, *(n for n in CALLS if n <= most)})) if free else (own,)
             spec = spec_of(model, getattr(model.config, "environment", "") or env, None)
             self.offered[name] = Offered(name, model, spec, calls, own)
         # The device is tried now, and not when somebody presses a button.

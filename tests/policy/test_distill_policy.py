@@ -92,6 +92,8 @@ def test_a_student_in_one_call_comes_near_its_teacher(teacher, method, kind, tmp
     before = (model.draw(told, steps=1, seed=5) - wanted).square().mean()
     after = (student.draw(told, seed=5) - wanted).square().mean()
     assert after < before / 2
+    with pytest.raises(ValueError, match="steps must be at most 1, which this policy learned, got 2"):
+        student.draw(told, steps=2)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ class PolicyConfig:
         grid: of kind "ode", a name of `grids.names()`.
         sampling: of the other kinds, fields of the core's `Sampling` such as where the first call starts.
         steps: network calls of a chunk.
+        most_steps: more calls than these were never learned, and are refused (0: any number).
         clip: a predicted chunk is kept within ± this in normalised units (0: it is not).
         environment: name of the environment that the policy was trained for.
         action_low, action_high: limits of every number of an action, if there are any.
@@ -93,6 +94,7 @@ class PolicyConfig:
     grid: str = "leading"
     sampling: Mapping[str, Any] = field(default_factory=dict)
     steps: int = LEVELS
+    most_steps: int = 0
     clip: float = 1.0
     environment: str = ""
     action_low: Sequence[float] = ()
@@ -122,6 +124,8 @@ class PolicyConfig:
                 raise ValueError(
                     f"{name} must hold {self.action_dim} numbers or none, got {getattr(self, name)}"
                 )
+        if self.most_steps < 0 or 0 < self.most_steps < self.steps:
+            raise ValueError(f"most_steps must be 0, or at least steps = {self.steps}, got {self.most_steps}")
         if not self.clip >= 0:
             raise ValueError(f"clip must not be negative, got {self.clip}")
         predictions.get(self.prediction)

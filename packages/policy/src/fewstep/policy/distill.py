@@ -94,6 +94,8 @@ def student_of(teacher: PolicyModel, method: Method, steps: int = 0) -> PolicyMo
     if config.kind == "regression":
         raise ValueError("a policy of kind 'regression' has nothing to distil: it is one call already")
     sampling = replace(method.sampling, steps=steps or method.sampling.steps)
+    # A student of one jump has learned no other, whichever times its network could be asked at.
+    most = 1 if sampling.kind == "ode" and sampling.steps == 1 else 0
     if config.kind == "flow-map" and sampling.kind == "ode":
         # A DDIM step of a network that is told where it goes is such a jump.
         sampling = replace(sampling, kind="flow-map")
@@ -112,6 +114,7 @@ def student_of(teacher: PolicyModel, method: Method, steps: int = 0) -> PolicyMo
         grid="logsnr" if sampling.kind == "ode" else config.grid,
         sampling={name: value for name, value in told.items() if value != getattr(Sampling(), name)},
         steps=sampling.steps,
+        most_steps=most,
     )
     student = PolicyModel(new)
     wanted, given = student.state_dict(), teacher.state_dict()

@@ -161,6 +161,10 @@ class PolicyModel(nn.Module, Checkpoint):
         steps = config.steps if steps is None else steps
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
+        if config.most_steps and steps > config.most_steps:
+            raise ValueError(
+                f"steps must be at most {config.most_steps}, which this policy learned, got {steps}"
+            )
         shape = (len(told), config.horizon, config.action_dim)
         if config.kind == "regression":
             if steps != 1:
