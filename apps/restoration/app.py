@@ -111,25 +111,24 @@ class App:
 
     def canvas(self, uploads: Sequence[str]) -> dict[str, Any]:
         """What the mask is painted on: the photograph as large as a browser paints quickly."""
-        return _canvas(_read(uploads[0]), [])
+        return _canvas(_read(uploads[0]))
 
-    def masked(self, uploads: Sequence[str] | None, file: str) -> dict[str, Any]:
-        """The canvas with what a mask file marks as if painted, so that it can be seen and changed."""
+    def masked(self, uploads: Sequence[str] | None, file: str) -> tuple[dict[str, Any], np.ndarray]:
+        """The canvas on which can be seen what a mask file marks, and the mask, to which painting adds."""
         if not uploads:
             raise gr.Error("Choose a photograph first.", print_exception=False)
         picture = _read(uploads[0])
         with _one_sentence():
             marked = as_mask(_read(file), picture)
-        layer = np.zeros((*marked.shape, 4), np.uint8)
-        layer[marked] = (*PAINT, 255)
-        return _canvas(picture, [reduced(Image.fromarray(layer))])
+        return _canvas(picture, marked), marked
 
-    def painted(self, value: dict[str, Any] | None) -> str:
-        """Say how much of the photograph is painted, of what has arrived here."""
+    def painted(self, value: dict[str, Any] | None, given: np.ndarray | None = None) -> str:
+        """Say how much of the photograph is painted or marked by a file, of what has arrived here."""
         if not value or value["background"] is None:
             return ""
+        size = value["background"].size if given is None else given.shape[::-1]
         try:
-            marked = painted_mask(value, value["background"].size)
+            marked = painted_mask(value, size, given)
         except ValueError:
             return UNPAINTED
         return f"**{100 * marked.mean():.2g} %** of the photograph is to be filled."
@@ -138,6 +137,7 @@ class App:
         self,
         uploads: Sequence[str] | None,
         painted: dict[str, Any] | None,
+        given: np.ndarray | None,
         *chosen: Any,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio finds its bar by this default
     ) -> tuple[list[Shown], str, Path]:
@@ -160,7 +160,7 @@ class App:
                 told = _progress(progress, number, len(uploads))
                 mask = None
                 if Abilities.of(restorer).mask:
-                    mask = painted_mask(painted, (picture.width, picture.height))
+                    mask = painted_mask(painted, (picture.width, picture.height), given)
                 result = restorer(picture, mask=mask, on_progress=told, **choices.options(restorer))
                 files += self._write(result, Path(upload), choices, restorer)
                 name = Path(upload).name if len(uploads) > 1 else ""
@@ -196,12 +196,15 @@ class App:
         return archive
 
 
-def painted_mask(painted: dict[str, Any] | None, size: tuple[int, int]) -> np.ndarray:
+def painted_mask(
+    painted: dict[str, Any] | None, size: tuple[int, int], given: np.ndarray | None = None
+) -> np.ndarray:
     """Where somebody painted, in pixels of the photograph.
 
     Args:
         painted: value of the editor: layers with an alpha channel.
         size: (width, height) of the photograph.
+        given: what a file marks besides, (height, width) bool.
 
     Returns:
         (height, width) bool.
@@ -209,7 +212,7 @@ def painted_mask(painted: dict[str, Any] | None, size: tuple[int, int]) -> np.nd
     Raises:
         ValueError: nothing is painted.
     """
-    marked = np.zeros((size[1], size[0]), bool)
+    marked = np.zeros((size[1], size[0]), bool) if given is None else given.copy()
     for layer in (painted or {}).get("layers") or ():
         alpha = Image.fromarray(np.asarray(layer)).convert("RGBA").getchannel("A")
         marked |= np.asarray(alpha.resize(size, Image.Resampling.BILINEAR)) >= 64
@@ -218,9 +221,12 @@ def painted_mask(painted: dict[str, Any] | None, size: tuple[int, int]) -> np.nd
     return marked
 
 
-def _canvas(picture: Picture, layers: list[Image.Image]) -> dict[str, Any]:
-    """Value of the editor."""
-    return {"background": reduced(picture.to_pil().convert("RGB")), "layers": layers, "composite": None}
+def _canvas(picture: Picture, marked: np.ndarray | None = None) -> dict[str, Any]:
+    """Value of the editor; what is marked is coloured in the picture, as layers it is given are not seen."""
+    pixels = np.array(picture.to_pil().convert("RGB"))
+    if marked is not None:
+        pixels[marked] = PAINT
+    return {"background": reduced(Image.fromarray(pixels)), "layers": [], "composite": None}
 
 
 def _suffix(task: str, restorer: Restorer) -> str:

@@ -111,6 +111,7 @@ def build(app: App) -> gr.Blocks:
                         buttons=["fullscreen"],
                         elem_id="editor",
                     )
+                    given = gr.State()
                     with gr.Row(equal_height=True):
                         painted = gr.Markdown(elem_id="painted")
                         mask = gr.UploadButton(
@@ -152,17 +153,19 @@ def build(app: App) -> gr.Blocks:
             task.change(lambda name: (*_cleared(), *_task_chosen(app, name)), task, [*results, *controls]),
         ):
             looked = event.then(
-                lambda *now: _looked_at(app, *now), [upload, task], [about, editor, painted, start, mask]
+                lambda *now: _looked_at(app, *now),
+                [upload, task],
+                [about, editor, given, painted, start, mask],
             )
             looked.failure(lambda: UNFIT, None, about)
-        editor.change(app.painted, editor, painted, show_progress="hidden")
-        mask.upload(app.masked, [upload, mask], editor)
+        editor.change(app.painted, [editor, given], painted, show_progress="hidden")
+        mask.upload(app.masked, [upload, mask], [editor, given])
         mode.change(lambda name: gr.update(visible=name == "detailed"), mode, sampling)
         samples.change(_samples_chosen, [samples, average, uncertainty], [average, uncertainty])
         sigma_known.change(lambda known: gr.update(visible=known == "given"), sigma_known, sigma)
         run = start.click(_cleared, None, results).then(
             app.restore,
-            [upload, editor, *choices],
+            [upload, editor, given, *choices],
             [made, facts, download],
             show_progress_on=compare,
             concurrency_limit=1,
@@ -230,12 +233,12 @@ def _cleared() -> tuple[dict, list, None, dict, str, dict, dict]:
     return grey, [], None, hidden, "", gr.update(value=None, interactive=False), hidden
 
 
-def _looked_at(app: App, uploads: list[str] | None, task: str) -> tuple[str, Any, str, dict, dict]:
-    """What is said of the photographs, the canvas, what is painted, and the buttons."""
+def _looked_at(app: App, uploads: list[str] | None, task: str) -> tuple[str, Any, None, str, dict, dict]:
+    """What is said of the photographs, the canvas, no mask of a file, what is painted, and the buttons."""
     words, there = app.check(uploads, task), gr.update(interactive=bool(uploads))
     if uploads and app.able(task).mask:
-        return words, app.canvas(uploads), UNPAINTED, there, there
-    return words, None, "", there, there
+        return words, app.canvas(uploads), None, UNPAINTED, there, there
+    return words, None, None, "", there, there
 
 
 def _task_chosen(app: App, task: str) -> tuple[dict, ...]:

@@ -184,15 +184,26 @@ def test_the_page_says_what_has_arrived_of_a_painting(tmp_path: Path) -> None:
     assert app.painted({"background": background, "layers": [layer]}).startswith("**50 %** of")
 
 
-def test_an_uploaded_mask_is_a_layer_of_the_canvas(photos: list[Path], tmp_path: Path) -> None:
-    from apps.restoration.app import App, painted_mask
+def test_an_uploaded_mask_is_seen_on_the_canvas_and_painting_adds_to_it(
+    photos: list[Path], tmp_path: Path
+) -> None:
+    from apps.restoration.app import PAINT, App, painted_mask
 
     app = App(SmallModels(), tmp_path)  # type: ignore[arg-type]
     mask = np.zeros((96, 128), np.uint8)
     mask[20:50, 30:90] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    value = app.masked([str(photos[0])], str(tmp_path / "mask.png"))
-    assert np.array_equal(painted_mask(value, (128, 96)), mask == 255)
+    value, given = app.masked([str(photos[0])], str(tmp_path / "mask.png"))
+    # It is seen in the picture itself, counts without a stroke, and strokes add to it.
+    seen = np.asarray(value["background"])
+    assert (seen[mask == 255] == PAINT).all()
+    assert not (seen[mask == 0] == PAINT).all(-1).any()
+    assert np.array_equal(painted_mask(value, (128, 96), given), mask == 255)
+    assert app.painted(value, given).startswith("**15 %**")
+    stroke = np.zeros((96, 128, 4), np.uint8)
+    stroke[80:90, 5:20] = 255
+    both = painted_mask({**value, "layers": [Image.fromarray(stroke)]}, (128, 96), given)
+    assert both.sum() == (mask == 255).sum() + 150
 
 
 def test_several_photographs_have_no_mask(photos: list[Path], tmp_path: Path) -> None:
