@@ -113,14 +113,14 @@ class App:
         """What the mask is painted on: the photograph as large as a browser paints quickly."""
         return _canvas(_read(uploads[0]))
 
-    def masked(self, uploads: Sequence[str] | None, file: str) -> tuple[dict[str, Any], np.ndarray]:
-        """The canvas on which can be seen what a mask file marks, and the mask, to which painting adds."""
+    def masked(self, uploads: Sequence[str] | None, file: str) -> tuple[dict[str, Any], np.ndarray, str]:
+        """The canvas on which can be seen what a mask file marks, the mask, to which painting adds, its share."""
         if not uploads:
             raise gr.Error("Choose a photograph first.", print_exception=False)
         picture = _read(uploads[0])
         with _one_sentence():
             marked = as_mask(_read(file), picture)
-        return _canvas(picture, marked), marked
+        return _canvas(picture, marked), marked, _share(marked)
 
     def painted(self, value: dict[str, Any] | None, given: np.ndarray | None = None) -> str:
         """Say how much of the photograph is painted or marked by a file, of what has arrived here."""
@@ -131,7 +131,7 @@ class App:
             marked = painted_mask(value, size, given)
         except ValueError:
             return UNPAINTED
-        return f"**{100 * marked.mean():.2g} %** of the photograph is to be filled."
+        return _share(marked)
 
     def restore(
         self,
@@ -227,6 +227,10 @@ def _canvas(picture: Picture, marked: np.ndarray | None = None) -> dict[str, Any
     if marked is not None:
         pixels[marked] = PAINT
     return {"background": reduced(Image.fromarray(pixels)), "layers": [], "composite": None}
+
+
+def _share(marked: np.ndarray) -> str:
+    return f"**{100 * marked.mean():.2g} %** of the photograph is to be filled."
 
 
 def _suffix(task: str, restorer: Restorer) -> str:

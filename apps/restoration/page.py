@@ -159,7 +159,7 @@ def build(app: App) -> gr.Blocks:
             )
             looked.failure(lambda: UNFIT, None, about)
         editor.change(app.painted, [editor, given], painted, show_progress="hidden")
-        mask.upload(app.masked, [upload, mask], [editor, given])
+        mask.upload(app.masked, [upload, mask], [editor, given, painted])
         mode.change(lambda name: gr.update(visible=name == "detailed"), mode, sampling)
         samples.change(_samples_chosen, [samples, average, uncertainty], [average, uncertainty])
         sigma_known.change(lambda known: gr.update(visible=known == "given"), sigma_known, sigma)

@@ -193,13 +193,14 @@ def test_an_uploaded_mask_is_seen_on_the_canvas_and_painting_adds_to_it(
     mask = np.zeros((96, 128), np.uint8)
     mask[20:50, 30:90] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    value, given = app.masked([str(photos[0])], str(tmp_path / "mask.png"))
+    value, given, said = app.masked([str(photos[0])], str(tmp_path / "mask.png"))
     # It is seen in the picture itself, counts without a stroke, and strokes add to it.
     seen = np.asarray(value["background"])
     assert (seen[mask == 255] == PAINT).all()
     assert not (seen[mask == 0] == PAINT).all(-1).any()
     assert np.array_equal(painted_mask(value, (128, 96), given), mask == 255)
-    assert app.painted(value, given).startswith("**15 %**")
+    assert said.startswith("**15 %**")
+    assert app.painted(value, given) == said
     stroke = np.zeros((96, 128, 4), np.uint8)
     stroke[80:90, 5:20] = 255
     both = painted_mask({**value, "layers": [Image.fromarray(stroke)]}, (128, 96), given)
