@@ -114,7 +114,7 @@ class App:
         return _canvas(_read(uploads[0]))
 
     def masked(self, uploads: Sequence[str] | None, file: str) -> tuple[dict[str, Any], np.ndarray, str]:
-        """The canvas on which can be seen what a mask file marks, the mask, to which painting adds, its share."""
+        """The canvas on which is seen what a mask file marks; the mask, to which painting adds; its share."""
         if not uploads:
             raise gr.Error("Choose a photograph first.", print_exception=False)
         picture = _read(uploads[0])
