@@ -77,6 +77,10 @@ def test_actor_asks_its_network_once_and_clamps() -> None:
     t, s = torch.ones(5), torch.full((5,), 1e-3)
     wanted = (noise[:, 0] - actor.net(noise[:, 0], t, s, state=state)).clamp(-1, 1)
     close(actor.act(state, noise), wanted, 1e-5)
+    # It is what the map that learns the behaviour says of these times.
+    ends = torch.ones(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    mapped = actor.flow(state).predict(noise[:, 0], *ends)
+    close(actor.act(state, noise), (noise[:, 0] - mapped).clamp(-1, 1), 1e-6)
 
 
 @pytest.mark.parametrize(("ratio", "rows"), [(1.0, [8]), (0.5, [4, 4]), (0.0, [8])])

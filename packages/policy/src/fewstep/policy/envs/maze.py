@@ -7,12 +7,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from fewstep.policy.envs.spec import EnvSpec, choose_renderer, needed
+from fewstep.policy.envs.spec import EnvSpec, Goals, choose_renderer, needed
 from fewstep.policy.envs.states import NamedState, build
 
 SIZES = {"umaze": "UMaze", "medium": "Medium", "large": "Large"}
 _POINT_STEPS = {"umaze": 300, "medium": 600, "large": 800}
 _ANT_STEPS = {"umaze": 700, "medium": 1000, "large": 1000}
+_RADIUS = 0.45  # at which gymnasium-robotics calls a goal reached
 # One goal an episode, and the episode ends there.
 _ONE_GOAL = {"continuing_task": False, "reset_target": False}
 
@@ -36,6 +37,7 @@ def point_maze_spec(size: str) -> EnvSpec:
         has_success=True,
         first_test_seed=500_000,
         create=lambda side: _make(f"PointMaze_{SIZES[size]}-v3", side, _point_state, 6, dict(_ONE_GOAL)),
+        goals=Goals("state", (0, 2), (4, 6), _RADIUS),
     )
 
 
@@ -61,6 +63,7 @@ def ant_maze_spec(size: str) -> EnvSpec:
         has_success=True,
         first_test_seed=500_000,
         create=lambda side: _make(f"AntMaze_{SIZES[size]}-v5", side, _ant_state, 31, settings),
+        goals=Goals("state", (0, 2), (29, 31), _RADIUS),
     )
 
 

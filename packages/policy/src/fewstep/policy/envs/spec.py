@@ -18,6 +18,23 @@ Score = Literal["max reward", "success", "return"]
 
 
 @dataclass(frozen=True)
+class Goals:
+    """Where an observation holds the place of who acts and where it should go.
+
+    Attributes:
+        observation: its name.
+        place: first and last + 1 of the numbers that say where it is.
+        goal: the same of where it should be.
+        radius: distance at which the goal is reached.
+    """
+
+    observation: str
+    place: tuple[int, int]
+    goal: tuple[int, int]
+    radius: float
+
+
+@dataclass(frozen=True)
 class EnvSpec:
     """An environment's facts; `make` builds one.
 
@@ -35,6 +52,7 @@ class EnvSpec:
             shown.
         picture_span: the actions are positions in a square picture of this side, in the actions' units; None
             when they are something else.
+        goals: where the observation holds place and goal; None when the task is not to go somewhere.
     """
 
     name: str
@@ -48,6 +66,7 @@ class EnvSpec:
     first_test_seed: int
     create: Callable[[int | None], gymnasium.Env[Any, Any]] = field(repr=False)
     picture_span: float | None = None
+    goals: Goals | None = None
 
     @property
     def action_dim(self) -> int:

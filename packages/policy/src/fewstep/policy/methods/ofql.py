@@ -60,9 +60,9 @@ class MeanFlowActor(Actor):
             noise: one draw.
         """
         start = noise[:, 0]
-        t = torch.ones(len(start), dtype=torch.float64, device=start.device)
-        # On this path the network's raw output is u itself.
-        return (start - self.flow(state).predict(start, t, torch.zeros_like(t))).clamp(-1, 1)
+        t = torch.ones((), dtype=torch.float64, device=start.device)
+        # u itself, as `flow` would give it; asked directly, as robots wait for it.
+        return (start - self.net(start, t, t * self.path.t_min, state=state)).clamp(-1, 1)
 
     def behaviour_loss(
         self,

@@ -28,6 +28,8 @@ class OfflineRecipe:
         candidates: actions among which the policy chooses by its critic.
         state_mode: how states are normalised, "gaussian", "limits" or "identity" (as in D4RL's benchmarks).
         reward: how rewards are tuned, see `transitions.tuned`.
+        hindsight: pieces with another goal that are added for every episode, see `hindsight.with_hindsight`;
+            only in environments with goals.
         discount: γ.
         learning: of critic and actor.
         clip: largest gradient norm of each (0: not clipped).
@@ -59,6 +61,7 @@ class OfflineRecipe:
     candidates: int = 1
     state_mode: str = "gaussian"
     reward: str = "none"
+    hindsight: int = 0
     discount: float = 0.99
     learning: ActorCriticConfig = field(default_factory=ActorCriticConfig)
     clip: float = 0.0
@@ -78,7 +81,7 @@ class OfflineRecipe:
         for name in ("batch_size", "updates", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("clip", "rollouts"):
+        for name in ("clip", "rollouts", "hindsight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 < self.discount <= 1:

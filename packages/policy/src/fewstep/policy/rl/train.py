@@ -23,6 +23,7 @@ from ..statistics import statistics_of
 from ..train import VALIDATION_SEED, remember
 from ..windows import observation_names
 from .actor_critic import ActorCritic
+from .hindsight import with_hindsight
 from .policy_model import RLPolicy
 from .recipe import OfflineRecipe
 from .transitions import Transitions, rewards_of, terminal_episodes, tuned, vectors_of
@@ -62,6 +63,10 @@ def train_offline(
     episodes = data if isinstance(data, Episodes) else read_demonstrations(data)
     episodes = observed(episodes, recipe.environment)
     spec = env_spec(recipe.environment) if recipe.environment else None
+    if recipe.hindsight:
+        if spec is None or spec.goals is None:
+            raise ValueError(f"hindsight needs an environment with goals, got {recipe.environment!r}")
+        episodes = with_hindsight(episodes, spec.goals, recipe.hindsight, recipe.seed)
     torch.manual_seed(recipe.seed)
     policy = new_policy(recipe, episodes, spec)
     transitions = transitions_of(recipe, episodes, policy)
