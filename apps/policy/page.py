@@ -1,22 +1,13 @@
 """The page itself: its layout, its looks, and what is connected to what."""
 
-import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
-# Read when gradio is imported: no usage statistics, no version check.
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-import gradio as gr
-
+from .. import house
+from ..house import gr
 from .app import MAX_SEED, MAX_SESSIONS, MAX_STEPS, SIDES, App
 from .demonstrations import Demonstrations
 from .models import Models
 
-# By name only: gradio turns plain strings into fonts that it fetches from elsewhere.
-FONTS = [gr.themes.Font(name) for name in ("ui-sans-serif", "system-ui", "sans-serif")]
 STYLE = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 #title h1 { margin-bottom: 0; letter-spacing: -.02em; }
@@ -234,19 +225,7 @@ def serve(wanted: Sequence[str], env: str | None, device: str, host: str, port: 
         ValueError: a policy, its environment or the device is not there.
         ImportError: a package of the extra [envs] is not installed.
     """
-    with tempfile.TemporaryDirectory(prefix="fewstep-app-") as folder:
-        page = build(App(Models(wanted, env, device), Path(folder) / "results"))
-        page.queue(max_size=64).launch(
-            server_name=host,
-            server_port=port,
-            max_file_size="1mb",
-            footer_links=[],
-            run_history=False,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            theme=gr.themes.Soft(primary_hue="indigo", font=FONTS, font_mono=[gr.themes.Font("monospace")]),
-            css=STYLE,
-        )
-        print(f"The page is at http://{host}:{port} (Ctrl+C ends it).", flush=True)
-        page.block_thread()
+    models = Models(wanted, env, device)
+    house.serve(
+        lambda results: build(App(models, results)), host, port, style=STYLE, max_file="1mb", waiting=64
+    )

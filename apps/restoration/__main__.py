@@ -1,36 +1,20 @@
 """Start the page: `python -m apps.restoration --port 7860`."""
 
-import argparse
-import signal
 import sys
 
+from ..house import command, options
 from .page import serve
 
 
 def main() -> int:
     """Read the options and serve."""
-    parser = argparse.ArgumentParser(
-        prog="python -m apps.restoration", description="Restore photographs in the browser."
-    )
+    parser = options("restoration", "Restore photographs in the browser.")
     parser.add_argument(
         "--model",
         default=None,
         help="one checkpoint (shipped name, folder or Hub id) instead of all that ship",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda …")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines too")
-    parser.add_argument("--port", type=int, default=7860)
-    args = parser.parse_args()
-    # As Ctrl+C: the folder of results is removed on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        serve(args.model, args.device, args.host, args.port)
-    except KeyboardInterrupt:
-        return 0
-    except (OSError, ValueError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command(parser, lambda args: serve(args.model, args.device, args.host, args.port))
 
 
 if __name__ == "__main__":

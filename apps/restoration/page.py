@@ -1,16 +1,9 @@
 """The page itself: its layout, its looks, and what is connected to what."""
 
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
-# Read when gradio is imported: no usage statistics, no version check.
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-import gradio as gr
-
+from .. import house
+from ..house import gr
 from .app import FORMATS, PAINT, SAME, SIGMAS, UNPAINTED, App
 from .models import Models
 from .shown import Shown
@@ -18,8 +11,6 @@ from .shown import Shown
 MAX_FILE = "25mb"
 EXTENSIONS = [".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"]
 MODES = {"faithful": "Faithful: one call, closest to the truth", "detailed": "Detailed: a few calls"}
-# By name only: gradio turns plain strings into fonts that it fetches from elsewhere.
-FONTS = [gr.themes.Font(name) for name in ("ui-sans-serif", "system-ui", "sans-serif")]
 STYLE = """
 .gradio-container { max-width: 1320px !important; }
 #title h1 { margin-bottom: 0; letter-spacing: -.02em; }
@@ -189,22 +180,10 @@ def serve(model: str | None, device: str, host: str, port: int) -> None:
         OSError: the port is in use.
         ValueError: the model or the device is not there.
     """
-    with tempfile.TemporaryDirectory(prefix="fewstep-app-") as folder:
-        page = build(App(Models(device, model), Path(folder) / "results"))
-        page.queue(max_size=16).launch(
-            server_name=host,
-            server_port=port,
-            max_file_size=MAX_FILE,
-            footer_links=[],
-            run_history=False,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            theme=gr.themes.Soft(primary_hue="indigo", font=FONTS, font_mono=[gr.themes.Font("monospace")]),
-            css=STYLE,
-        )
-        print(f"The page is at http://{host}:{port} (Ctrl+C ends it).", flush=True)
-        page.block_thread()
+    models = Models(device, model)
+    house.serve(
+        lambda results: build(App(models, results)), host, port, style=STYLE, max_file=MAX_FILE, waiting=16
+    )
 
 
 def _modes(app: App, task: str) -> dict[str, Any]:
