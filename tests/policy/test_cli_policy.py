@@ -173,6 +173,17 @@ def test_distillation(model: str, tmp_path: Path) -> None:
     assert told["step"] >= 2
     student = PolicyModel.from_pretrained(tmp_path / "run" / "model")
     assert (student.config.kind, student.config.steps) == ("consistency", 1)
+    swapped = [changed(teacher, tmp_path / "changed") if part == teacher else part for part in command]
+    assert "other settings: teacher" in run(*swapped, "--method", "cd", "-o", tmp_path / "run", code=2)
+
+
+def changed(model: str | Path, folder: Path) -> Path:
+    """The same policy but for one weight."""
+    other = PolicyModel.from_pretrained(str(model))
+    with torch.no_grad():
+        next(other.net.parameters()).view(-1)[0] += 1e-3
+    other.save_pretrained(folder)
+    return folder
 
 
 def test_finetuning_on_new_demonstrations_and_going_on(model: str, data: str, tmp_path: Path) -> None:
@@ -181,6 +192,8 @@ def test_finetuning_on_new_demonstrations_and_going_on(model: str, data: str, tm
     told = json.loads(run(*command, "--device", "cpu", "--json"))
     assert told["step"] == 3
     assert "Done: 3 updates" in run(*command), "a run that is over stays so"
+    swapped = [changed(model, tmp_path / "changed") if part == model else part for part in command]
+    assert "other settings: start" in run(*swapped, code=2)
     before, after = (
         PolicyModel.from_pretrained(model),
         PolicyModel.from_pretrained(tmp_path / "run" / "model"),

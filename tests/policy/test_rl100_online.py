@@ -95,6 +95,20 @@ def test_a_resumed_stage_equals_an_unbroken_one(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
+def test_after_far_enough_only_the_value_goes_on(tmp_path: Path) -> None:
+    def learned(passes: int, divergence: float) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(3)
+        policy, value = line_policy(), StateValue(1, (8,))
+        stage = replace(STAGE, iterations=1, critic_first=0, passes=passes, divergence=divergence)
+        improve_online(policy, value, line_spec(), stage, tmp_path / f"{passes}-{divergence}")
+        return weights(policy), torch.cat([p.detach().flatten() for p in value.parameters()])
+
+    (once, value_once), (far, value_far), (on, _) = learned(1, 1e-9), learned(4, 1e-9), learned(4, 1e9)
+    assert torch.equal(far, once)
+    assert not torch.equal(value_far, value_once)
+    assert not torch.equal(on, once)
+
+
 def test_the_policy_learns_to_go_home(tmp_path: Path) -> None:
     torch.manual_seed(0)
     policy, value = line_policy(std=0.3), StateValue(1, (32,))

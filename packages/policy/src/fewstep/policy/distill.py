@@ -23,7 +23,7 @@ from .episodes import Episodes
 from .model import PolicyModel
 from .objective import Imitation
 from .teacher_pairs import TeacherPairs
-from .train import Held, remember, split
+from .train import Held, digest, remember, split
 from .windows import Windows
 
 
@@ -139,7 +139,7 @@ def distill_policy(
 
     Args:
         teacher: a trained policy.
-        recipe: settings; a run that goes on must be given the same ones.
+        recipe: settings; a run that goes on must be given the same ones, and the same teacher.
         data: demonstrations, whose observations (and for some methods actions) are used.
         output: folder of the run.
         obs: what Push-T shows.
@@ -187,7 +187,7 @@ def distill_policy(
             return {"x0": teacher.normalizer.normalize("action", drawn["action"]), "global_cond": told}
 
     held = _HeldStudent(student, spec, recipe.rollouts)
-    remember(recipe, folder)
+    remember(recipe, folder, teacher=digest(teacher))
     trainer = Trainer(
         student.net,
         objective,

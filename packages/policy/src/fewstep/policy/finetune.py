@@ -14,7 +14,7 @@ from .envs.registry import env_spec
 from .episodes import Episodes
 from .model import PolicyModel
 from .recipe import FinetuneRecipe
-from .train import imitate
+from .train import digest, imitate
 
 
 def finetune_policy(
@@ -33,7 +33,7 @@ def finetune_policy(
 
     Args:
         start: policy that is improved; it is left as it is.
-        recipe: settings; a run that goes on must be given the same ones.
+        recipe: settings; a run that goes on must be given the same ones, and the same start.
         data: new demonstrations, or the file or folder that holds them.
         output: folder of the run.
         obs: what Push-T shows.
@@ -59,7 +59,8 @@ def finetune_policy(
     spec = env_spec(config.environment, obs) if config.environment and recipe.rollouts else None
     torch.manual_seed(recipe.seed)
     model = copy.deepcopy(start).train().requires_grad_(True)
-    return imitate(model, recipe, episodes, spec, folder, max_minutes=max_minutes, device=device)
+    told = {"start": digest(start)}
+    return imitate(model, recipe, episodes, spec, folder, max_minutes=max_minutes, device=device, **told)
 
 
 def share_out_of_reach(model: PolicyModel, episodes: Episodes) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -124,7 +125,10 @@ def train_policy(
         spec = env_spec(recipe.environment, obs)
     torch.manual_seed(recipe.seed)
     model = new_model(recipe, episodes, spec, start)
-    return imitate(model, recipe, episodes, spec, Path(output), max_minutes=max_minutes, device=device)
+    told = {} if start is None else {"start": digest(start)}
+    return imitate(
+        model, recipe, episodes, spec, Path(output), max_minutes=max_minutes, device=device, **told
+    )
 
 
 def imitate(
@@ -136,6 +140,7 @@ def imitate(
     *,
     max_minutes: float | None = None,
     device: str = "auto",
+    **told: str,
 ) -> TrainResult:
     """Let a model learn from demonstrations, or go on with that; the average is saved in `folder/model`.
 
@@ -147,6 +152,7 @@ def imitate(
         folder: of the run.
         max_minutes: of training over all parts of the run.
         device: "auto" or "cpu".
+        told: what else a run that goes on must have the same, see `remember`.
 
     Raises:
         ValueError: the folder holds a run with other settings.
@@ -158,7 +164,7 @@ def imitate(
     windows = Windows(seen, *lengths, names)
     loss = Imitation(recipe.ratio, recipe.power)
     checked = None if held_out is None else Windows(held_out, *lengths, names)
-    remember(recipe, folder)
+    remember(recipe, folder, **told)
     trainer = Trainer(
         model,
         loss,
@@ -227,13 +233,32 @@ def new_model(
     return model
 
 
-def remember(recipe: Any, folder: Path) -> None:
+def digest(model: nn.Module) -> str:
+    """A short name of a model's weights, the same for the same ones.
+
+    Example:
+        >>> digest(nn.Identity())
+        'e3b0c44298fc1c14'
+    """
+    told = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        told.update(name.encode())
+        told.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return told.hexdigest()[:16]
+
+
+def remember(recipe: Any, folder: Path, **told: str) -> None:
     """Write the settings of a run into its folder, or refuse to go on with others.
+
+    Args:
+        recipe: settings.
+        folder: of the run.
+        told: what else must be the same, such as the digest of a teacher.
 
     Raises:
         ValueError: the folder holds a run with other settings.
     """
-    settings = json.loads(json.dumps(asdict(recipe)))
+    settings = {**json.loads(json.dumps(asdict(recipe))), **told}
     file = folder / RECIPE
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))

@@ -174,7 +174,10 @@ def _learn(
     generator: torch.Generator,
     waiting: bool,
 ) -> tuple[float, float]:
-    """All passes over what was collected: divergence of the last one, and the rate for the next iteration."""
+    """All passes over what was collected: how far the policy moved, and the rate for the next iteration.
+
+    Once the policy has moved far enough the value goes on alone: its targets do not depend on it.
+    """
     spread = float(rows.target.std()) if len(rows) > 1 else 1.0
     kl = 0.0
     for _ in range(stage.passes):
@@ -190,11 +193,10 @@ def _learn(
             _step(critic, loss, list(value.parameters()), stage.gradient)
             if not waiting and len(part) > 1:
                 seen.append(_move(policy, part, stage, actor))
-        kl = sum(seen) / len(seen) if seen else 0.0
         if not waiting:
+            kl = sum(seen) / len(seen) if seen else 0.0
             rate = adapted_rate(rate, kl, stage.divergence, *stage.rates)
-        if kl > 2 * stage.divergence:
-            break
+            waiting = kl > 2 * stage.divergence
     return kl, rate
 
 

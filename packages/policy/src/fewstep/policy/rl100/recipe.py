@@ -100,12 +100,13 @@ class OnlineStage:
         gradient: largest gradient norm.
         rate: of the policy at the start; it follows the divergence within `rates`.
         rates: limits of that rate.
-        divergence: KL that a pass should reach; a pass that reaches twice of it is the iteration's last.
+        divergence: KL that a pass should reach; after a pass that reaches twice of it the iteration's others
+            train the value alone.
         value_rate: of the value.
         critic_first: iterations in which the policy waits for its value.
 
-    Reference: Lei et al. 2025, "RL-100", online stage and released code; waiting for the value and ending a
-        pass early are ours.
+    Reference: Lei et al. 2025, "RL-100", online stage and released code; waiting for the value and stopping
+        early are ours.
     """
 
     iterations: int = 100
