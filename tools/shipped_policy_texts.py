@@ -32,11 +32,11 @@ def _maze_limits(size: str) -> str:
 def _ofql(size: str, episodes: int) -> Texts:
     env = f"pointmaze-{size}"
     return Texts(
-        f"OFQL for PointMaze {size}: one network call per action, learned offline from rewards. The actor is "
-        "the average velocity of a flow; a critic improves on what the episodes show.",
+        f"OFQL for PointMaze {size}: one network call for four actions, learned offline from rewards. The "
+        "actor is the average velocity of a flow; a critic improves on what the episodes show.",
         _maze_data(size, episodes),
         _maze_limits(size),
-        f"fewstep policy train --data {env.replace('-', '_')}_mixed.npz --env {env} --config recipe.json "
+        f"fewstep policy train --method ofql --data {env.replace('-', '_')}_mixed.npz --env {env} "
         f"-o runs/{env}-ofql{RUN_TIME}",
         "CC0 1.0",
     )

@@ -134,7 +134,7 @@ TEXTS = {
         + _measured(10, "runs/idm-10-three --max-minutes 62\n")
         + _measured(10, "runs/idm-10-eight --config eight.json --start runs/idm-10-three/model")
         + " --max-minutes 70\n"
-        "printf '{\"steps\": 8, \"learning_rate\": 6e-4, \"seed\": 1}' > again.json\n"
+        'printf \'{"steps": 8, "learning_rate": 6e-4, "seed": 1}\' > again.json\n'
         + _measured(10, "runs/idm-10 --config again.json --start runs/idm-10-eight/model")
         + RUN_TIME,
     ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -118,8 +120,8 @@ def needed(module: str) -> ModuleType:
         ImportError: gym_x is not installed (No module named 'gym_x'): pip install 'fewstep-policy[envs]'
     """
     try:
-        with warnings.catch_warnings():
-            # Old resource loaders and the Adroit note speak on import, on matters that no user here can mend.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            # Old resource loaders warn and Farama prints a note on import: nothing that a user here can mend.
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except ImportError as error:
