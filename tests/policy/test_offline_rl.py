@@ -186,7 +186,10 @@ def test_tasks_of_the_paper() -> None:
     assert (recipe.clip, recipe.learning.eta, recipe.candidates, recipe.updates) == (1.0, 1.0, 50, 2_000_000)
     assert paper_recipe("pen-human-v1").reward == "normalize"
     maze = point_maze_recipe("medium", "ofql")
-    assert (maze.reward, maze.learning.weight(1499), maze.environment) == ("minus-one", 0, "pointmaze-medium")
+    assert (maze.reward, maze.learning.weight(1999), maze.environment) == ("minus-one", 0, "pointmaze-medium")
+    assert (maze.horizon, maze.n_action_steps, maze.hindsight) == (4, 4, 20)
+    with pytest.raises(ValueError, match="umaze, medium, large"):
+        point_maze_recipe("tiny")
     with pytest.raises(ValueError, match="antmaze"):
         paper_recipe("ant")
 

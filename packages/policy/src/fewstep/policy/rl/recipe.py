@@ -202,41 +202,71 @@ def paper_recipe(task: str, method: str = "dql") -> OfflineRecipe:
     )
 
 
-def point_maze_recipe(size: str = "umaze", method: str = "ofql", eta: float = 4.0) -> OfflineRecipe:
-    """Settings for PointMaze: r − 1, the critic alone at first, then η from 0 to its value.
+@dataclass(frozen=True)
+class _Maze:
+    """What suits a size of maze: η, γ, pieces by hindsight, updates, the share of equal times."""
+
+    eta: float
+    discount: float
+    hindsight: int
+    updates: int
+    flow_ratio: float = 0.5
+
+
+# Every reward before the goal is −1: the shortest way is the same for any γ, but found sooner for small.
+_MAZES = {
+    "umaze": _Maze(3.0, 0.97, 0, 5_000),
+    "medium": _Maze(1.5, 0.985, 20, 22_000, 0.75),
+    "large": _Maze(1.5, 0.99, 20, 40_000, 0.75),
+}
+
+
+def point_maze_recipe(size: str = "umaze", method: str = "ofql", eta: float | None = None) -> OfflineRecipe:
+    """Settings for PointMaze: r − 1, chunks of four, the critic alone at first, then η from 0 to its value.
 
     The episodes that these settings were chosen with hold noise and random actions everywhere, so the critic
-    can be trusted away from what was done, and η is large. A larger one still (8, 10) is faster where it
-    arrives, but walks against walls that the critic does not see. Where data are narrow, OFQL's grid
-    0.001 … 0.5 is the place to begin.
+    can be trusted away from what was done, and η is large. A larger one still, or more updates, is faster
+    where it arrives, but walks against walls that the critic does not see. Where data are narrow, OFQL's grid
+    0.001 … 0.5 is the place to begin. Those of "large" are extrapolated, not tried.
 
     Args:
         size: "umaze", "medium" or "large".
         method: "ofql", "dql", "fql" or "bc".
-        eta: η.
+        eta: η (None: as the size wants it).
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: an unknown size or method.
 
-    Reference: Nguyen & Yoo 2025, "One-Step Flow Q-Learning" (grid of η); warm-up and ramp are ours.
+    Reference: Nguyen & Yoo 2025, "One-Step Flow Q-Learning" (grid of η); Li, Zhou & Levine 2025,
+        "Reinforcement Learning with Action Chunking"; warm-up and ramp are ours.
     """
+    if size not in _MAZES:
+        raise ValueError(f"size must be one of {', '.join(_MAZES)}, got {size!r}")
+    maze = _MAZES[size]
     learning = ActorCriticConfig(
-        eta=eta, warmup=1_500, ramp=1_500, average_from=500, critic_rate=1e-3, tau=0.01
+        eta=maze.eta if eta is None else eta,
+        warmup=1_500 if size == "umaze" else 2_000,
+        ramp=1_500 if size == "umaze" else 2_000,
+        average_from=500,
+        critic_rate=1e-3,
+        tau=0.01,
     )
     if method == "fql":
         # FQL's gain has no scale; its α balances it.
         learning = replace(learning, gain="plain", backup="mean", next_actions="current", eta=1.0)
-    # Every reward before the goal is −1: the shortest way is the same for any γ, but found sooner for small.
-    discounts = {"umaze": 0.97, "medium": 0.985}
     return OfflineRecipe(
         method=method,
         environment=f"pointmaze-{size}",
-        discount=discounts.get(size, 0.99),
+        horizon=4,
+        n_action_steps=4,
+        flow_ratio=maze.flow_ratio,
         layer_norm=True,
         reward="minus-one",
+        hindsight=maze.hindsight,
+        discount=maze.discount,
         learning=learning,
         clip=5.0,
-        updates=20_000,
+        updates=maze.updates,
         deploy="average",
-        rollouts=20,
+        rollouts=60,
     )
