@@ -158,6 +158,8 @@ def test_student_acts_like_its_chain(tmp_path: Path) -> None:
     before = apart(student_of(teacher.model))
     student = distill_chain(teacher, told, tmp_path, updates=150, batch_size=64, rate=1e-2, device="cpu")
     assert apart(student) < 0.5 * before
+    with pytest.raises(ValueError, match="at most 1"):
+        student.draw(torch.from_numpy(told), steps=2)
 
 
 def test_all_stages_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

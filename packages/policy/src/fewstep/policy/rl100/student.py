@@ -37,7 +37,7 @@ def student_of(model: PolicyModel) -> PolicyModel:
     config = model.config
     if config.kind == "regression":
         raise ValueError("model makes its action in one call already")
-    fields: dict[str, Any] = {"steps": 1}
+    fields: dict[str, Any] = {"steps": 1, "most_steps": 1}
     if config.kind == "ode":
         fields |= {"solver": "ddim", "grid": "trailing"}
         fields |= {"prediction": "x0"} if config.prediction == "eps" else {}
