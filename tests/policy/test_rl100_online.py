@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewstep.policy.envs.spec import EnvSpec
 from fewstep.policy.episodes import Episodes
+from fewstep.policy.files.npz import read_npz
 from fewstep.policy.model import PolicyModel
 from fewstep.policy.nets.mlp import StateValue
 from fewstep.policy.rl100 import run as runs
@@ -176,9 +177,12 @@ def test_all_stages_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         offline=OfflineStage(updates=2, batch_size=8, gate_every=1, imagined=2, starts=8),
         online=replace(STAGE, iterations=1),
         student_updates=2,
+        student_episodes=3,
         evaluation=4,
     )
     told = runs.run_rl100(recipe, demos, tmp_path, start=start, device="cpu")
+    assert len(read_npz(tmp_path / "student" / "episodes.npz")) == 3
+    assert len(read_npz(tmp_path / "round-0" / "episodes.npz")) == 2
     assert list(told) == ["imitation", "round-0", "online", "student"]
     assert told["online"]["episodes"] == 4
     assert json.loads((tmp_path / "stages.json").read_text())["student"]["env"] == "line"

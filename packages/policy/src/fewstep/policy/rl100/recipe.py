@@ -140,6 +140,7 @@ class RL100Recipe:
         imitation_updates: of a return to imitation (0: none).
         critics, world, offline, online: of the stages.
         student_updates: of the one-step student of a chain of several steps (0: none).
+        student_episodes: of the chain, whose observations the student learns on beside the demonstrations'.
         evaluation: episodes after every stage (0: none), of seeds that neither training nor tests use.
         seed: of everything.
 
@@ -166,6 +167,7 @@ class RL100Recipe:
     offline: OfflineStage = field(default_factory=OfflineStage)
     online: OnlineStage = field(default_factory=OnlineStage)
     student_updates: int = 5_000
+    student_episodes: int = 100
     evaluation: int = 50
     seed: int = 0
 
@@ -176,6 +178,7 @@ class RL100Recipe:
             raise ValueError(f"discount must lie in (0, 1], got {self.discount}")
         if self.chain_steps < 1:
             raise ValueError(f"chain_steps must be at least 1, got {self.chain_steps}")
-        for name in ("rounds", "new_episodes", "imitation_updates", "evaluation", "student_updates"):
+        counts = ("rounds", "new_episodes", "imitation_updates", "evaluation")
+        for name in (*counts, "student_updates", "student_episodes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -34,8 +34,8 @@ from .policy_chain import ChainPolicy, chain_of
 from .recipe import RL100Recipe
 from .student import distill_chain
 
-# Number of the first iteration whose seeds the rounds use; the online stage counts from 0.
-_ROUNDS = 1_000_000
+# Numbers of the iterations whose seeds the rounds and the student use; the online stage counts from 0.
+_ROUNDS, _STUDENT = 1_000_000, 2_000_000
 
 
 @dataclass(frozen=True)
@@ -176,16 +176,20 @@ class _Run:
             policy.model.save_pretrained(place / "model")
         model = self._finished(f"round-{number}", place)
         if recipe.new_episodes:
-            episodes = joined(episodes, self.new_episodes(number, model, place))
+            file = place / "episodes.npz"
+            new = self.new_episodes(model, file, recipe.new_episodes, _ROUNDS + number)
+            episodes = joined(episodes, new)
         if recipe.new_episodes and recipe.imitation_updates:
             model = self.again(number, model, episodes)
         return model, episodes
 
-    def new_episodes(self, number: int, model: PolicyModel, place: Path) -> Episodes:
-        file, recipe = place / "episodes.npz", self.recipe
+    def new_episodes(self, model: PolicyModel, file: Path, count: int, number: int) -> Episodes:
+        """Episodes of a chain, kept in a file; `number` says which seeds they begin with."""
+        recipe = self.recipe
         if not file.is_file():
-            seeds = training_seeds(self.spec, recipe.new_episodes, _ROUNDS + number, recipe.seed)
+            seeds = training_seeds(self.spec, count, number, recipe.seed)
             found = collect(self.chain(model), self.spec, seeds, recipe.reward, recipe.discount)
+            file.parent.mkdir(parents=True, exist_ok=True)
             write_npz(file, found.episodes)
         return standard(read_npz(file), tuple(self.spec.observation_shapes))
 
@@ -226,6 +230,11 @@ class _Run:
     def distill(self, model: PolicyModel, episodes: Episodes) -> None:
         place, recipe = self.folder / "student", self.recipe
         if not _is_done(place):
+            if recipe.student_episodes:
+                # The chain goes where no demonstration went.
+                file = place / "episodes.npz"
+                own = self.new_episodes(model, file, recipe.student_episodes, _STUDENT)
+                episodes = joined(episodes, own)
             told = features_of(model, episodes)
             updates, seed = recipe.student_updates, recipe.seed
             student = distill_chain(
