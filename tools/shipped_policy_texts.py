@@ -42,15 +42,17 @@ def _ofql(size: str, episodes: int) -> Texts:
     )
 
 
-def _rl100(env: str, start: str, data: str, seen: str, limits: str, licence: str) -> Texts:
+def _rl100(size: str, episodes: int) -> Texts:
+    env = f"pointmaze-{size}"
     return Texts(
-        f"A policy for {env} by RL-100: imitation of episodes, then reinforcement learning offline, behind a "
-        "gate that a learned model of the world keeps, then online in the simulator.",
-        f"{seen}; then the policy's own episodes in the simulator",
-        limits,
-        f"fewstep policy finetune --method rl100 --start {start} --data {data} --env {env} "
-        f"--config recipe.json -o runs/{env}-rl100",
-        licence,
+        f"A policy for PointMaze {size} by RL-100, one network call for four actions: imitation of episodes "
+        "by a chain of five steps, reinforcement learning in the simulator, and a student of the chain. Its "
+        "offline stage was refused by its gate.",
+        f"{_maze_data(size, episodes)}; then the policy's own episodes in the simulator",
+        _maze_limits(size),
+        f"fewstep policy finetune --method rl100 --data {env.replace('-', '_')}_mixed.npz --env {env} "
+        f"--config recipe.json -o runs/{env}-rl100 --online-minutes 47",
+        "CC0 1.0",
     )
 
 
@@ -74,14 +76,5 @@ TEXTS = {
         PUSHT_LICENCE,
     ),
     "pointmaze-umaze-ofql": _ofql("umaze", 200),
-    "pointmaze-medium-ofql": _ofql("medium", 250),
-    "pusht-rl100": _rl100("pusht", "pusht-meanflow", "pusht_human.npz", PUSHT, PUSHT_LIMITS, PUSHT_LICENCE),
-    "pointmaze-medium-rl100": _rl100(
-        "pointmaze-medium",
-        "runs/FIRST/model",
-        "pointmaze_medium_mixed.npz",
-        _maze_data("medium", 250),
-        f"{_maze_limits('medium')} FIRST is an imitating policy of the same episodes.",
-        "CC0 1.0",
-    ),
+    "pointmaze-medium-rl100": _rl100("medium", 250),
 }

@@ -73,10 +73,10 @@ def test_a_stage_without_a_log_takes_the_place_of_an_older_one(run, tmp_path):
     stage = tmp_path / "stages"
     stage.mkdir()
     (stage / "recipe.json").write_text("{}")
-    (tmp_path / "pusht-rl100").mkdir()
-    (tmp_path / "pusht-rl100" / "left-over").touch()
+    (tmp_path / "pusht-meanflow").mkdir()
+    (tmp_path / "pusht-meanflow" / "left-over").touch()
     model = run / "online" / "model"
-    folder = ship("pusht-rl100", stage, [], "a GPU", model=model, dtype=None, package=tmp_path)
+    folder = ship("pusht-meanflow", stage, [], "a GPU", model=model, dtype=None, package=tmp_path)
     assert {file.name for file in folder.iterdir()} == {
         "config.json",
         "model.safetensors",
