@@ -83,6 +83,33 @@ def test_actor_asks_its_network_once_and_clamps() -> None:
     close(actor.act(state, noise), (noise[:, 0] - mapped).clamp(-1, 1), 1e-6)
 
 
+def test_kept_times_follow_the_weights() -> None:
+    actor = MeanFlowActor(TWO)
+    state, noise = torch.randn(5, 3), torch.randn(5, 1, 2)
+
+    def asked() -> torch.Tensor:
+        with torch.no_grad():
+            return actor.act(state, noise)
+
+    with torch.enable_grad():
+        fresh = actor.act(state, noise).detach()
+    for _ in range(2):
+        close(asked(), fresh, 1e-6)
+    close(actor.act(state[:2], noise[:2]).detach(), fresh[:2], 1e-6)
+    optimizer = torch.optim.Adam(actor.net.time_mlp.parameters(), 0.1)
+    actor.act(state, noise).sum().backward()
+    optimizer.step()
+    moved = actor.act(state, noise).detach()
+    assert not torch.allclose(moved, fresh, atol=1e-3)
+    close(asked(), moved, 1e-6)
+    other = MeanFlowActor(TWO)
+    actor.load_state_dict(other.state_dict())
+    close(asked(), other.act(state, noise).detach(), 1e-6)
+    with torch.no_grad():
+        exact = actor.double().act(state.double(), noise.double())
+    close(exact.float(), other.act(state, noise).detach(), 1e-5)
+
+
 @pytest.mark.parametrize(("ratio", "rows"), [(1.0, [8]), (0.5, [4, 4]), (0.0, [8])])
 def test_derivative_only_where_times_differ(ratio: float, rows: list[int]) -> None:
     actor, seen = MeanFlowActor(TWO, flow_ratio=ratio), []

@@ -60,9 +60,8 @@ class MeanFlowActor(Actor):
             noise: one draw.
         """
         start = noise[:, 0]
-        t = torch.ones((), dtype=torch.float64, device=start.device)
         # u itself, as `flow` would give it; asked directly, as robots wait for it.
-        return (start - self.net(start, t, t * self.path.t_min, state=state)).clamp(-1, 1)
+        return (start - self.net(start, 1.0, self.path.t_min, state=state)).clamp(-1, 1)
 
     def behaviour_loss(
         self,

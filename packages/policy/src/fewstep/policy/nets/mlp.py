@@ -100,6 +100,7 @@ class _ActionDenoiser(nn.Module):
             ACTIVATIONS[config.activation](),
             nn.Linear(2 * size, size),
         )
+        self._kept: tuple[tuple, Tensor] | None = None
 
     def forward(
         self,
@@ -127,10 +128,23 @@ class _ActionDenoiser(nn.Module):
             raise ValueError(f"state must be {(len(x), config.state_dim)}, got {tuple(state.shape)}")
         if s is not None and not config.two_times:
             raise ValueError("s was given to a network with one time; build it with two_times=True")
+        return self._denoised(action, self._embedded(t, s, x), told).reshape(x.shape)
+
+    def _embedded(self, t: Tensor | float, s: Tensor | float | None, x: Tensor) -> Tensor:
+        """The layers of the time; floats that come again without gradients are not computed again."""
+        key = None
+        if isinstance(t, float) and not torch.is_grad_enabled():
+            weights = tuple((p._version, p.data_ptr()) for p in self.time_mlp.parameters())
+            key = (t, s, x.device, weights)
+            if self._kept is not None and self._kept[0] == key:
+                return self._kept[1].expand(len(x), -1)
         times = [spread_times(t, x)]
-        if config.two_times:
+        if self.config.two_times:
             times.append(times[0] if s is None else spread_times(s, x))
-        return self._denoised(action, encoded(self.time_mlp, *times), told).reshape(x.shape)
+        embedded = encoded(self.time_mlp, *times)
+        if key is not None and len(x):
+            self._kept = (key, embedded[:1].clone())
+        return embedded
 
     def _denoised(self, action: Tensor, embedded: Tensor, told: Tensor) -> Tensor:
         raise NotImplementedError
