@@ -133,7 +133,7 @@ class _ActionDenoiser(nn.Module):
     def _embedded(self, t: Tensor | float, s: Tensor | float | None, x: Tensor) -> Tensor:
         """The layers of the time; floats that come again without gradients are not computed again."""
         key = None
-        if isinstance(t, float) and not torch.is_grad_enabled():
+        if isinstance(t, float) and isinstance(s, float | None) and not torch.is_grad_enabled():
             weights = tuple((p._version, p.data_ptr()) for p in self.time_mlp.parameters())
             key = (t, s, x.device, weights)
             if self._kept is not None and self._kept[0] == key:
