@@ -1,6 +1,7 @@
 """What all pages share: fonts, the server's settings, options of the command line.
 
-Import it before gradio: it asks gradio for no usage statistics and no version check.
+Pages take `gr` from here, not from gradio: what is set below, no usage statistics and no version check,
+counts only if it is set before gradio is imported.
 """
 
 import argparse

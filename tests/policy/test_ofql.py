@@ -105,6 +105,10 @@ def test_kept_times_follow_the_weights() -> None:
     other = MeanFlowActor(TWO)
     actor.load_state_dict(other.state_dict())
     close(asked(), other.act(state, noise).detach(), 1e-6)
+    with torch.inference_mode():
+        inferred = MeanFlowActor(TWO)
+        inferred.load_state_dict(other.state_dict())
+        close(inferred.act(state, noise), other.act(state, noise), 1e-6)
     with torch.no_grad():
         exact = actor.double().act(state.double(), noise.double())
     close(exact.float(), other.act(state, noise).detach(), 1e-5)

@@ -100,7 +100,7 @@ class _ActionDenoiser(nn.Module):
             ACTIVATIONS[config.activation](),
             nn.Linear(2 * size, size),
         )
-        self._kept: tuple[tuple, Tensor] | None = None
+        self._kept: tuple[tuple, Tensor, list[Tensor]] | None = None
 
     def forward(
         self,
@@ -132,10 +132,11 @@ class _ActionDenoiser(nn.Module):
 
     def _embedded(self, t: Tensor | float, s: Tensor | float | None, x: Tensor) -> Tensor:
         """The layers of the time; floats that come again without gradients are not computed again."""
-        key = None
-        if isinstance(t, float) and isinstance(s, float | None) and not torch.is_grad_enabled():
-            weights = tuple((p._version, p.data_ptr()) for p in self.time_mlp.parameters())
-            key = (t, s, x.device, weights)
+        weights, key = list(self.time_mlp.parameters()), None
+        # Tensors of inference mode do not count their changes.
+        plain = isinstance(t, float) and isinstance(s, float | None) and not weights[0].is_inference()
+        if plain and not torch.is_grad_enabled():
+            key = (t, s, tuple((weight._version, weight.data_ptr()) for weight in weights))
             if self._kept is not None and self._kept[0] == key:
                 return self._kept[1].expand(len(x), -1)
         times = [spread_times(t, x)]
@@ -143,7 +144,8 @@ class _ActionDenoiser(nn.Module):
             times.append(times[0] if s is None else spread_times(s, x))
         embedded = encoded(self.time_mlp, *times)
         if key is not None and len(x):
-            self._kept = (key, embedded[:1].clone())
+            # The weights are held, so that their addresses stay theirs.
+            self._kept = (key, embedded[:1].clone(), [weight.detach() for weight in weights])
         return embedded
 
     def _denoised(self, action: Tensor, embedded: Tensor, told: Tensor) -> Tensor:
